@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+#
+# Every test program is built from one file of tests/unit (with the objects of the tree) and run as check-unit-NAME.
+
+UNIT_TESTS := $(patsubst tests/unit/test_%.c,%,$(sort $(wildcard tests/unit/test_*.c)))
+LIBS_CHECK  = $(call pkg,--libs,check)
+
+$(BUILD)/tests/unit_%: $(BUILD)/obj/tests/unit/test_%.o $(DAEMON_OBJS) $(VMM_OBJS) $(PROTO_OBJS)
+	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS_DAEMON) $(LIBS_CHECK) -ldl -lm
+
+.PHONY: check $(UNIT_TESTS:%=check-unit-%)
+$(UNIT_TESTS:%=check-unit-%): check-unit-%: $(BUILD)/tests/unit_%
+	$(Q)$<
+check: $(UNIT_TESTS:%=check-unit-%)
+
+.PRECIOUS: $(BUILD)/obj/%.o

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+/*
+ * What one kind of memory can do: make physical memory that is a descriptor, and map such a descriptor.
+ *
+ * A worker creates; a client process reserves, imports, maps, protects. Both open a struct vmm for one device. Nothing
+ * here knows of stores, locks or sockets. One file a kind: vmm_host.c (memfd), vmm_cuda.c (the CUDA driver).
+ *
+ * Sizes and addresses are bytes and multiples of device.granularity, unless said otherwise. Not thread-safe: the owner
+ * of a struct vmm serialises its calls. On failure vmm->text says what the driver said.
+ */
+#include "base.h"
+
+enum vmm_access { VMM_ACCESS_NONE, VMM_ACCESS_READ, VMM_ACCESS_READ_WRITE };
+
+enum {
+        _VMM_E_SUCCESS,
+        VMM_E_NO_DRIVER, /* libcuda.so.1 is not there, or has no device */
+        VMM_E_NO_DEVICE, /* the driver shows no such device */
+        VMM_E_NO_MEMORY, /* the device has no room */
+        VMM_E_TAKEN,     /* the address asked for is in use */
+        VMM_E_REFUSED,   /* the driver refused; vmm->text has its words */
+};
+
+struct vmm_device {
+        char name[32];  /* cuda:0 (ordinal as this process sees it), host */
+        char uuid[48];  /* GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx; host */
+        char model[96]; /* what the driver calls it */
+        uint64_t total; /* bytes; 0 when unknown */
+        uint64_t granularity;
+};
+
+struct vmm {
+        const struct vmm_ops *ops;
+        struct vmm_device device;
+        char text[200];
+};
+
+/* An imported allocation, meaningful to its vmm only. */
+typedef uint64_t vmm_handle;
+
+struct vmm_ops {
+        struct vmm *(*free)(struct vmm *v);
+        int (*create)(struct vmm *v, uint64_t size, int *ret_fd);
+        int (*room)(struct vmm *v, uint64_t *ret_total, uint64_t *ret_free);
+        int (*reserve)(struct vmm *v, uint64_t address, uint64_t size, uint64_t *ret_address);
+        void (*unreserve)(struct vmm *v, uint64_t address, uint64_t size);
+        int (*import)(struct vmm *v, int fd, uint64_t size, vmm_handle *ret_handle);
+        void (*release)(struct vmm *v, vmm_handle handle, uint64_t size);
+        int (*map)(struct vmm *v, vmm_handle handle, uint64_t address, uint64_t size);
+        int (*protect)(struct vmm *v, uint64_t address, uint64_t size, enum vmm_access access);
+        int (*unmap)(struct vmm *v, uint64_t address, uint64_t size);
+        int (*copy_in)(struct vmm *v, uint64_t address, const void *from, uint64_t size);
+        int (*copy_out)(struct vmm *v, uint64_t address, void *to, uint64_t size);
+};
+
+/*
+ * The CUDA devices this process sees, in the driver's order. Fills at most `room` and returns their number in *ret_n.
+ * `text` gets a sentence on failure. 0, VMM_E_NO_DRIVER, VMM_E_REFUSED.
+ */
+int vmm_probe(struct vmm_device *devices, size_t room, size_t *ret_n, char *text, size_t text_size);
+
+/*
+ * Opens a device: "cuda:N" (ordinal), "cuda:GPU-<uuid>", "GPU-<uuid>", "host", or "host,huge" (2 MiB pages: the
+ * granularity is 2 MiB, and memory comes from the kernel's pool of huge pages while that has any, from ordinary pages
+ * after). `text` gets a sentence on failure. 0, VMM_E_NO_DRIVER, VMM_E_NO_DEVICE, VMM_E_REFUSED, -EINVAL (not a
+ * device name), -ENOMEM.
+ */
+int vmm_open(struct vmm **ret_vmm, const char *device, char *text, size_t text_size);
+struct vmm *vmm_free(struct vmm *v);
+
+/*
+ * Physical memory as a descriptor: the descriptor alone keeps it; closing the last one frees it. Zeroed, committed (no
+ * later fault for want of memory), cannot shrink. Asks the device for its free room first where it can, since a create
+ * that fails costs the driver 360 ms on an H200 (driver facts, 2026-11-21).
+ * 0, VMM_E_NO_MEMORY, VMM_E_REFUSED, -EINVAL (size is 0 or not aligned), -EMFILE, other negative errno.
+ */
+int vmm_create(struct vmm *v, uint64_t size, int *ret_fd);
+
+/* Total and free bytes of the device now. 0, or VMM_E_REFUSED when this process cannot tell. */
+int vmm_room(struct vmm *v, uint64_t *ret_total, uint64_t *ret_free);
+
+/*
+ * Reserves addresses. `address` 0: anywhere; else exactly there, or VMM_E_TAKEN and nothing is reserved.
+ * 0, VMM_E_TAKEN, VMM_E_REFUSED, -EINVAL, -ENOMEM.
+ */
+int vmm_reserve(struct vmm *v, uint64_t address, uint64_t size, uint64_t *ret_address);
+/* Gives a whole reservation back; nothing in it is mapped any more. */
+void vmm_unreserve(struct vmm *v, uint64_t address, uint64_t size);
+
+/*
+ * Makes the allocation behind `fd` known to this process. The caller keeps `fd` and may close it at once: the handle
+ * holds the memory until released. 0, VMM_E_REFUSED (not such a descriptor, or smaller than size), negative errno.
+ */
+int vmm_import(struct vmm *v, int fd, uint64_t size, vmm_handle *ret_handle);
+/* Releases a handle, mapped or not: a mapping keeps the memory by itself. */
+void vmm_release(struct vmm *v, vmm_handle handle, uint64_t size);
+
+/* Maps a whole handle inside a reservation, once, with no access yet. 0, VMM_E_REFUSED, negative errno. */
+int vmm_map(struct vmm *v, vmm_handle handle, uint64_t address, uint64_t size);
+/* Sets the access of one mapping, or of a range of whole neighbouring ones. 0, VMM_E_REFUSED, negative errno. */
+int vmm_protect(struct vmm *v, uint64_t address, uint64_t size, enum vmm_access access);
+/* Unmaps one mapping, or a range of whole neighbouring ones; the addresses stay reserved. 0, VMM_E_REFUSED. */
+int vmm_unmap(struct vmm *v, uint64_t address, uint64_t size);
+
+/*
+ * Copies between ordinary memory of this process and mapped memory; any sizes and offsets. Returns when the bytes are
+ * there. CUDA: uses the device's primary context, which costs 120 ms and 520 MiB of the GPU the first time unless the
+ * process has it already. 0, VMM_E_REFUSED, negative errno.
+ */
+int vmm_copy_in(struct vmm *v, uint64_t address, const void *from, uint64_t size);
+int vmm_copy_out(struct vmm *v, uint64_t address, void *to, uint64_t size);
+
+static inline void vmm_freep(struct vmm **v) {
+        *v = vmm_free(*v);
+}
