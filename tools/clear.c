@@ -24,10 +24,12 @@ const struct command command_clear = {
         .name = "clear",
         .synopsis = "STORE [--force]",
         .summary = "free what is published or sealed in a store",
-        .help = "Frees what is published (else sealed) in the store. Refused while sessions hold its lock.\n"
+        .help = "Frees what is published (else sealed) in the store. Refused while sessions\n"
+                "hold its lock.\n"
                 "\n"
-                "  --force        take the lock away from all of them first: they are told, and their memory is freed\n"
-                "                 when they let go of it. For root and the daemon's own user.\n"
+                "  --force        take the lock away from all of them first. They are told, and\n"
+                "                 what they have mapped is freed when they let go of it. For\n"
+                "                 root and the daemon's own user.\n"
                 "\n"
                 "JSON\n"
                 "  {\"store\", \"cleared\": true}\n",

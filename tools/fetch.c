@@ -225,13 +225,16 @@ const struct command command_fetch = {
         .name = "fetch",
         .synopsis = "STORE KEY [-o FILE] [--wait SECONDS]",
         .summary = "write out what a key names",
-        .help = "Writes the bytes that KEY names in the published layout to FILE, else to stdout: a published file exactly\n"
-                "as it was, for other keys what lies between their offset and the end of their allocation. FILE appears\n"
-                "when it is whole; until then, and after a failure, what was there stays. Other than regular files\n"
-                "(pipes, devices) are written to directly.\n"
+        .help = "Writes the bytes that KEY names in the published layout to FILE, else to\n"
+                "stdout: a published file exactly as it was; for other keys what lies between\n"
+                "their offset and the end of their allocation.\n"
+                "\n"
+                "FILE appears when it is whole; until then, and after a failure, what was there\n"
+                "stays. Other than regular files (pipes, devices) are written to directly.\n"
                 "\n"
                 "  -o, --output FILE  where to; - is stdout\n"
-                "  --wait SECONDS     how long to wait for a first publication, or for a writer to be done. Default: 0\n"
+                "  --wait SECONDS     how long to wait for a first publication, or for a writer\n"
+                "                     to be done. Default: 0\n"
                 "\n"
                 "JSON, with -o FILE\n"
                 "  {\"store\", \"key\", \"file\", \"slot\", \"offset\", \"bytes\"}\n",

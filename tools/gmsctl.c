@@ -32,12 +32,14 @@ static const struct option long_options[] = {
 
 static const char common_help[] =
         "Options of every command\n"
-        "  --socket PATH  where gmsd listens. Default: $GMS_SOCKET, else /run/gms/gmsd.sock, or\n"
-        "                 $XDG_RUNTIME_DIR/gms/gmsd.sock when not root.\n"
-        "  --json         one JSON document on stdout: sizes in bytes, times in milliseconds, hashes as\n"
-        "                 hexadecimal text (\"\" for none). Keys may be added, never renamed.\n"
-        "  --help         this text, or that of a command.\n"
-        "  --version      the version.\n"
+        "  --socket PATH  where gmsd listens. Default: $GMS_SOCKET, else\n"
+        "                 /run/gms/gmsd.sock, or $XDG_RUNTIME_DIR/gms/gmsd.sock when not\n"
+        "                 root\n"
+        "  --json         one JSON document on stdout: sizes in bytes, times in\n"
+        "                 milliseconds, hashes as hexadecimal text (\"\" for none). Keys\n"
+        "                 may be added, never renamed\n"
+        "  --help         this text, or that of a command\n"
+        "  --version      the version\n"
         "\n"
         "Exit codes\n"
         "  0  done\n"
@@ -120,13 +122,15 @@ static int print_help(const struct command *c) {
                 return CTL_OK;
         }
         fputs("usage: gmsctl [--socket PATH] [--json] COMMAND ...\n\n"
-              "Shows what gmsd keeps in GPU (and host) memory, and puts files into its stores and gets them out.\n\n"
+              "Shows what gmsd keeps in GPU and host memory, and puts files into its stores and\n"
+              "gets them out.\n\n"
               "Commands\n",
               stdout);
         for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
-                printf("  %-8s  %-52s  %s\n", commands[i]->name, commands[i]->synopsis, commands[i]->summary);
+                printf("  %s %s\n              %s\n", commands[i]->name, commands[i]->synopsis, commands[i]->summary);
         printf("\n"
-               "STORE is DEVICE/NAME: host/weights, cuda:0/weights. 'gmsctl COMMAND --help' says more about one command.\n\n"
+               "STORE is DEVICE/NAME, such as host/weights or cuda:0/weights. gmsctl COMMAND --help\n"
+               "says more about one command.\n\n"
                "%s",
                common_help);
         return CTL_OK;

@@ -117,13 +117,14 @@ const struct command command_list = {
         .name = "list",
         .synopsis = "[STORE]",
         .summary = "the stores, or the allocations of one",
-        .help = "Without STORE: all stores, as in status. With STORE: the allocations of what is published (else sealed)\n"
-                "in it, in slot order, and totals by tag. SIZE is what the writer asked for, PHYSICAL what it takes.\n"
-                "Looking takes no lock and disturbs nobody.\n"
+        .help = "Without STORE: all stores, as in status. With STORE: the allocations of what\n"
+                "is published (else sealed) in it, in slot order, and totals by tag. SIZE is\n"
+                "what the writer asked for, PHYSICAL what it takes. Looking takes no lock and\n"
+                "disturbs nobody.\n"
                 "\n"
                 "JSON\n"
-                "  {\"stores\": [...]}                as in status\n"
-                "  {\"store\": {...},                 with STORE\n"
+                "  {\"stores\": [...]}                       as in status\n"
+                "  {\"store\": {...},                        with STORE\n"
                 "   \"allocations\": [{\"slot\", \"id\", \"bytes\", \"aligned\", \"tag\"}],\n"
                 "   \"tags\": [{\"tag\", \"allocations\", \"bytes\", \"aligned\"}]}\n",
         .argc_max = 1,

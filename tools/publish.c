@@ -248,17 +248,22 @@ const struct command command_publish = {
         .name = "publish",
         .synopsis = "STORE FILE... [--identity TEXT] [--wait SECONDS]",
         .summary = "put files into a store",
-        .help = "Puts the bytes of each FILE into the store and publishes them as one layout, in place of what was there.\n"
-                "Each file becomes one allocation with the tag \"file\"; its key is the file's base name and its value\n"
-                "{\"bytes\":N}. All or nothing: when a file cannot be read whole, changes meanwhile, does not fit, or the\n"
-                "command is interrupted, nothing is published and what was published before stays.\n"
-                "Both versions are in memory until the new one is published; 'gmsctl clear STORE' first makes room.\n"
+        .help = "Puts the bytes of each FILE into the store and publishes them as one layout,\n"
+                "in place of what was there. Each file becomes one allocation with the tag\n"
+                "\"file\"; its key is the file's base name, and its value {\"bytes\":N}.\n"
                 "\n"
-                "  --identity TEXT  what the content is (a checkpoint's name, revision, digest); readers may demand it\n"
+                "All or nothing: when a file cannot be read whole, changes meanwhile or does\n"
+                "not fit, or when the command is interrupted, nothing is published, and what\n"
+                "was published before stays. Both versions are in memory until the new one is\n"
+                "published; 'gmsctl clear STORE' beforehand makes room.\n"
+                "\n"
+                "  --identity TEXT  what the content is (a checkpoint's name, revision,\n"
+                "                   digest); readers may demand it\n"
                 "  --wait SECONDS   how long to wait for others to leave the store. Default: 5\n"
                 "\n"
                 "JSON\n"
-                "  {\"store\": {...}, \"bytes\", \"files\": [{\"key\", \"file\", \"bytes\", \"slot\"}]}   store as in status\n",
+                "  {\"store\": {...},                        as in status\n"
+                "   \"bytes\", \"files\": [{\"key\", \"file\", \"bytes\", \"slot\"}]}\n",
         .argc_min = 2,
         .argc_max = INT_MAX,
         .options = OPTION_IDENTITY | OPTION_WAIT,

@@ -76,12 +76,14 @@ const struct command command_sessions = {
         .name = "sessions",
         .synopsis = "",
         .summary = "who is connected, and what each holds or waits for",
-        .help = "Shows each session: its process and user, the lock it holds or waits for, its age, and the physical\n"
-                "memory it keeps from being freed (PINS). This command's own session is among them.\n"
+        .help = "Shows each session: its process and user, the lock it holds or waits for, its\n"
+                "age, and the physical memory it keeps from being freed (PINS). This command's\n"
+                "own session is among them.\n"
                 "\n"
                 "JSON\n"
-                "  {\"sessions\": [{\"id\", \"label\", \"pid\", \"uid\", \"mode\", \"store\", \"waiting\", \"holding\", \"age_ms\", \"bytes\",\n"
-                "                 \"generation\"}]}\n"
-                "  mode is NONE, RO, UPDATE, RW, RW_OR_RO or ADOPT: what is asked for while waiting, else what is held.\n",
+                "  {\"sessions\": [{\"id\", \"label\", \"pid\", \"uid\", \"mode\", \"store\", \"waiting\",\n"
+                "                 \"holding\", \"age_ms\", \"bytes\", \"generation\"}]}\n"
+                "  \"mode\" is NONE, RO, UPDATE, RW, RW_OR_RO or ADOPT: what is asked for while\n"
+                "  waiting, else what is held.\n",
         .run = run,
 };

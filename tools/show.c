@@ -108,15 +108,16 @@ const struct command command_show = {
         .name = "show",
         .synopsis = "STORE",
         .summary = "one store: its layout and metadata",
-        .help = "Shows a store, the allocations of what is published (else sealed) in it, and its metadata: key, the slot\n"
-                "and offset it points at, and the value: as text when it is printable, else its first bytes in\n"
+        .help = "Shows a store, the allocations of what is published (else sealed) in it, and\n"
+                "its metadata: key, the slot and offset it points at, the size of the value,\n"
+                "and the value: as text when it is printable, else its first bytes in\n"
                 "hexadecimal. Looking takes no lock and disturbs nobody.\n"
                 "\n"
                 "JSON\n"
-                "  {\"store\": {...},                 as in status\n"
-                "   \"allocations\": [...],           as in list STORE\n"
-                "   \"metadata\": [{\"key\", \"slot\", \"offset\", \"value_size\", and \"value\", or \"value_hex\" when the\n"
-                "                 value is no UTF-8 text}]}\n",
+                "  {\"store\": {...},                        as in status\n"
+                "   \"allocations\": [...],                  as in list STORE\n"
+                "   \"metadata\": [{\"key\", \"slot\", \"offset\", \"value_size\", \"value\"}]}\n"
+                "  An entry has \"value_hex\" in place of \"value\" when that is no UTF-8 text.\n",
         .argc_min = 1,
         .argc_max = 1,
         .run = run,

@@ -122,17 +122,19 @@ const struct command command_status = {
         .name = "status",
         .synopsis = "",
         .summary = "the daemon, its devices and stores",
-        .help = "Shows the daemon, each device with the memory that stores own on it, and each store: its state, who\n"
-                "holds and who waits for its lock, and what is published in it. A device that is faulted is shown with\n"
-                "the reason. SIZE is all that the store holds: published, being built, and draining.\n"
+        .help = "Shows the daemon, each device with the memory that stores own on it, and each\n"
+                "store: its state, who holds and who waits for its lock, and what is published\n"
+                "in it. SIZE is all that the store holds: published, being built, and draining.\n"
+                "A device that does not serve is shown with the reason.\n"
                 "\n"
                 "JSON\n"
-                "  {\"daemon\":  {\"version\", \"pid\", \"uptime_ms\", \"durable\", \"sessions\", \"allocations\", \"bytes\",\n"
-                "               \"draining_bytes\"},\n"
-                "   \"devices\": [{\"name\", \"uuid\", \"model\", \"state\", \"text\", \"total\", \"free\", \"owned\", \"granularity\",\n"
-                "                \"waiting\"}],\n"
-                "   \"stores\":  [{\"name\", \"state\", \"sealed\", \"readers\", \"writers\", \"waiters\", \"bytes\", \"building_bytes\",\n"
-                "                \"draining_bytes\", \"draining_layouts\", \"allocations\", \"generation\", \"hash\",\n"
+                "  {\"daemon\":  {\"version\", \"pid\", \"uptime_ms\", \"durable\", \"sessions\",\n"
+                "               \"allocations\", \"bytes\", \"draining_bytes\"},\n"
+                "   \"devices\": [{\"name\", \"uuid\", \"model\", \"state\", \"text\", \"total\", \"free\",\n"
+                "                \"owned\", \"granularity\", \"waiting\"}],\n"
+                "   \"stores\":  [{\"name\", \"state\", \"sealed\", \"readers\", \"writers\", \"waiters\",\n"
+                "                \"bytes\", \"building_bytes\", \"draining_bytes\",\n"
+                "                \"draining_layouts\", \"allocations\", \"generation\", \"hash\",\n"
                 "                \"identity\"}]}\n",
         .run = run,
 };
