@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 
 #define HUGE_PAGE (UINT64_C(2) << 20)
 
@@ -268,34 +267,32 @@ static int host_protect(struct vmm *v, uint64_t address, uint64_t size, enum vmm
 /* ---- copying */
 
 /*
- * Through the kernel, which answers EFAULT where a plain memcpy would be a SIGSEGV: a copy into a read-only mapping is
- * refused, as the CUDA driver refuses it.
+ * Asks the kernel to make every page of the range ready for the access first. It answers with an error where the copy
+ * itself would be a SIGSEGV, so that a copy into a read-only mapping is refused as the CUDA driver refuses it; and one
+ * call is cheaper than a fault for every page. A kernel before 5.14 cannot, and the copy is just tried.
  */
-static int host_copy(struct vmm *v, uint64_t address, void *other, uint64_t size, bool in) {
-        for (uint64_t done = 0; done < size;) {
-                struct iovec near = { (char *)other + done, size - done };
-                struct iovec far = { to_ptr(address + done), size - done };
-                ssize_t n = in ? process_vm_writev(getpid(), &near, 1, &far, 1, 0)
-                               : process_vm_readv(getpid(), &near, 1, &far, 1, 0);
-                if (n < 0 && (errno == ENOSYS || errno == EPERM)) { /* forbidden to some containers */
-                        memcpy(in ? far.iov_base : near.iov_base, in ? near.iov_base : far.iov_base, size - done);
-                        return 0;
-                }
-                if (n <= 0)
-                        return vmm_fail(v, VMM_E_REFUSED, "copy %s %llu bytes at 0x%llx: not mapped, or not %s",
-                                        in ? "in" : "out", (unsigned long long)size, (unsigned long long)address,
-                                        in ? "writable" : "readable");
-                done += (uint64_t)n;
-        }
+static int make_ready(struct vmm *v, uint64_t address, uint64_t size, int advice, const char *what) {
+        if (madvise(NULL, 0, advice) < 0)
+                return 0;
+        uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), start = address / page * page;
+        if (madvise(to_ptr(start), address + size - start, advice) < 0)
+                return vmm_fail(v, VMM_E_REFUSED, "%llu bytes at 0x%llx are not %s: %s", (unsigned long long)size,
+                                (unsigned long long)address, what, strerror(errno));
         return 0;
 }
 
 static int host_copy_in(struct vmm *v, uint64_t address, const void *from, uint64_t size) {
-        return host_copy(v, address, (void *)(uintptr_t)from, size, true);
+        int r = make_ready(v, address, size, MADV_POPULATE_WRITE, "writable");
+        if (r == 0)
+                memcpy(to_ptr(address), from, size);
+        return r;
 }
 
 static int host_copy_out(struct vmm *v, uint64_t address, void *to, uint64_t size) {
-        return host_copy(v, address, to, size, false);
+        int r = make_ready(v, address, size, MADV_POPULATE_READ, "readable");
+        if (r == 0)
+                memcpy(to, to_ptr(address), size);
+        return r;
 }
 
 static const struct vmm_ops host_ops = {
