@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT
+#include "layout.h"
+
+#include <endian.h>
+#include <string.h>
+#define XXH_STATIC_LINKING_ONLY /* the state lives on the stack */
+#include <xxhash.h>
+
+int layout_new(struct layout **ret_layout) {
+        struct layout *l = calloc(1, sizeof(*l));
+        if (!l)
+                return -ENOMEM;
+        list_init(&l->link);
+        l->refs = 1;
+        *ret_layout = l;
+        return 0;
+}
+
+struct layout *layout_free(struct layout *l) {
+        if (!l)
+                return NULL;
+        list_unlink(&l->link);
+        for (size_t i = 0; i < l->n_allocations; i++)
+                free(l->allocations[i].tag);
+        for (size_t i = 0; i < l->n_metadata; i++)
+                free(l->metadata[i]);
+        free(l->allocations);
+        free(l->metadata);
+        free(l->identity);
+        free(l);
+        return NULL;
+}
+
+/* Grows an array to hold n elements of `size`, by half each time. */
+static int grow(void **array, size_t *room, size_t n, size_t size) {
+        if (n <= *room)
+                return 0;
+        size_t more = MAX(n, *room + *room / 2 + 4);
+        void *p = reallocarray(*array, more, size);
+        if (!p)
+                return -ENOMEM;
+        *array = p;
+        *room = more;
+        return 0;
+}
+
+int layout_reserve(struct layout *l, size_t n) {
+        return grow((void **)&l->allocations, &l->room_allocations, l->n_allocations + n, sizeof(*l->allocations));
+}
+
+void layout_append(struct layout *l, uint64_t id, uint64_t size, uint64_t aligned, char *tag, int fd) {
+        assert(l->n_allocations < l->room_allocations);
+        l->allocations[l->n_allocations++] = (struct allocation){
+                .id = id, .slot = l->next_slot++, .size = size, .aligned = aligned, .tag = tag, .fd = fd,
+        };
+        l->bytes += aligned;
+        l->hashed = false;
+}
+
+static int compare_id(const void *id, const void *a) {
+        uint64_t x = *(const uint64_t *)id, y = ((const struct allocation *)a)->id;
+        return (x > y) - (x < y);
+}
+
+static int compare_slot(const void *slot, const void *a) {
+        uint64_t x = *(const uint64_t *)slot, y = ((const struct allocation *)a)->slot;
+        return (x > y) - (x < y);
+}
+
+struct allocation *layout_find_id(const struct layout *l, uint64_t id) {
+        return l->n_allocations ? bsearch(&id, l->allocations, l->n_allocations, sizeof(*l->allocations), compare_id) : NULL;
+}
+
+struct allocation *layout_find_slot(const struct layout *l, uint64_t slot) {
+        return l->n_allocations ? bsearch(&slot, l->allocations, l->n_allocations, sizeof(*l->allocations), compare_slot)
+                                : NULL;
+}
+
+void layout_move(struct layout *l, struct allocation *a, struct layout *to) {
+        assert(to->n_allocations < to->room_allocations);
+
+        for (size_t i = l->n_metadata; i-- > 0;)
+                if (l->metadata[i]->slot == a->slot)
+                        layout_delete(l, i);
+
+        to->allocations[to->n_allocations++] = *a;
+        to->bytes += a->aligned;
+        l->bytes -= a->aligned;
+        size_t after = l->n_allocations - (size_t)(a - l->allocations) - 1;
+        memmove(a, a + 1, after * sizeof(*a));
+        l->n_allocations--;
+        l->hashed = false;
+}
+
+const void *metadata_value(const struct metadata *m) {
+        return m->key + m->key_size + 1;
+}
+
+int metadata_new(struct metadata **ret_entry, const char *key, uint64_t slot, uint64_t offset, const void *value,
+                 size_t value_size) {
+        size_t key_size = strlen(key);
+        struct metadata *m = malloc(sizeof(*m) + key_size + 1 + value_size);
+        if (!m)
+                return -ENOMEM;
+        *m = (struct metadata){ .slot = slot, .offset = offset, .value_size = value_size, .key_size = key_size };
+        memcpy(m->key, key, key_size + 1);
+        if (value_size)
+                memcpy(m->key + key_size + 1, value, value_size);
+        *ret_entry = m;
+        return 0;
+}
+
+size_t layout_find_key(const struct layout *l, const char *key, bool *ret_found) {
+        size_t low = 0, high = l->n_metadata;
+        *ret_found = false;
+        while (low < high) {
+                size_t mid = low + (high - low) / 2;
+                int c = strcmp(l->metadata[mid]->key, key);
+                if (c < 0) {
+                        low = mid + 1;
+                } else {
+                        high = mid;
+                        *ret_found = *ret_found || c == 0;
+                }
+        }
+        return low;
+}
+
+int layout_reserve_metadata(struct layout *l, size_t n) {
+        return grow((void **)&l->metadata, &l->room_metadata, l->n_metadata + n, sizeof(*l->metadata));
+}
+
+static size_t metadata_bytes(const struct metadata *m) {
+        return m->key_size + m->value_size;
+}
+
+void layout_put(struct layout *l, struct metadata *m) {
+        bool found;
+        size_t i = layout_find_key(l, m->key, &found);
+        if (found) {
+                l->metadata_bytes -= metadata_bytes(l->metadata[i]);
+                free(l->metadata[i]);
+        } else {
+                assert(l->n_metadata < l->room_metadata);
+                memmove(&l->metadata[i + 1], &l->metadata[i], (l->n_metadata - i) * sizeof(*l->metadata));
+                l->n_metadata++;
+        }
+        l->metadata[i] = m;
+        l->metadata_bytes += metadata_bytes(m);
+        l->hashed = false;
+}
+
+void layout_delete(struct layout *l, size_t i) {
+        assert(i < l->n_metadata);
+        l->metadata_bytes -= metadata_bytes(l->metadata[i]);
+        free(l->metadata[i]);
+        memmove(&l->metadata[i], &l->metadata[i + 1], (l->n_metadata - i - 1) * sizeof(*l->metadata));
+        l->n_metadata--;
+        l->hashed = false;
+}
+
+static void hash_number(XXH3_state_t *state, uint64_t value) {
+        uint64_t le = htole64(value);
+        XXH3_128bits_update(state, &le, sizeof(le));
+}
+
+static void hash_bytes(XXH3_state_t *state, const void *bytes, size_t n) {
+        hash_number(state, n);
+        if (n)
+                XXH3_128bits_update(state, bytes, n);
+}
+
+const uint8_t *layout_hash(struct layout *l) {
+        if (l->hashed)
+                return l->hash;
+
+        XXH3_state_t state;
+        XXH3_128bits_reset(&state);
+        hash_number(&state, l->n_allocations);
+        for (size_t i = 0; i < l->n_allocations; i++) {
+                const struct allocation *a = &l->allocations[i];
+                hash_number(&state, a->aligned);
+                hash_bytes(&state, a->tag, a->tag ? strlen(a->tag) : 0);
+        }
+        hash_number(&state, l->n_metadata);
+        for (size_t i = 0; i < l->n_metadata; i++) {
+                const struct metadata *m = l->metadata[i];
+                const struct allocation *a = layout_find_slot(l, m->slot);
+                assert(a);
+                hash_bytes(&state, m->key, m->key_size);
+                hash_number(&state, (uint64_t)(a - l->allocations));
+                hash_number(&state, m->offset);
+                hash_bytes(&state, metadata_value(m), m->value_size);
+        }
+
+        XXH128_canonical_t canonical;
+        XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(&state));
+        static_assert(sizeof(canonical.digest) == LAYOUT_HASH_SIZE, "128 bits");
+        memcpy(l->hash, canonical.digest, LAYOUT_HASH_SIZE);
+        l->hashed = true;
+        return l->hash;
+}
