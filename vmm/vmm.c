@@ -49,6 +49,10 @@ static int check_range(struct vmm *v, uint64_t address, uint64_t size) {
         return 0;
 }
 
+static int check_import(struct vmm *v, int fd, uint64_t address, uint64_t size) {
+        return fd < 0 ? vmm_fail_errno(v, EBADF, "import") : check_range(v, address, size);
+}
+
 int vmm_create(struct vmm *v, uint64_t size, int *ret_fd) {
         int r = check_range(v, 0, size);
         return r != 0 ? r : v->ops->create(v, size, ret_fd);
@@ -68,7 +72,7 @@ void vmm_unreserve(struct vmm *v, uint64_t address, uint64_t size) {
 }
 
 int vmm_import(struct vmm *v, int fd, uint64_t size, vmm_handle *ret_handle) {
-        int r = check_range(v, 0, size);
+        int r = check_import(v, fd, 0, size);
         return r != 0 ? r : v->ops->import(v, fd, size, ret_handle);
 }
 
@@ -82,7 +86,7 @@ int vmm_map(struct vmm *v, vmm_handle handle, uint64_t address, uint64_t size) {
 }
 
 int vmm_attach(struct vmm *v, int fd, uint64_t address, uint64_t size, enum vmm_access access, uint64_t *ret_address) {
-        int r = check_range(v, address, size);
+        int r = check_import(v, fd, address, size);
         return r != 0 ? r : v->ops->attach(v, fd, address, size, access, ret_address);
 }
 
