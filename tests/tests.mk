@@ -13,4 +13,6 @@ $(UNIT_TESTS:%=check-unit-%): check-unit-%: $(BUILD)/tests/unit_%
 	$(Q)$<
 check: $(UNIT_TESTS:%=check-unit-%)
 
+include tests/fakecuda/rules.mk
+
 .PRECIOUS: $(BUILD)/obj/%.o
