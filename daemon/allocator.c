@@ -92,6 +92,8 @@ struct job *job_free(struct job *job) {
         list_unlink(&job->link);
         for (uint32_t i = 0; job->fds && i < job->n; i++)
                 close_fd(job->fds[i]);
+        for (size_t i = 0; i < job->n_runs; i++)
+                free(job->runs[i].tag);
         free(job->fds);
         free(job->runs);
         free(job);

@@ -20,7 +20,7 @@
 struct job_run {
         uint64_t size;   /* asked for */
         uint64_t aligned;
-        const char *tag; /* the owner's */
+        char *tag;       /* NULL: none */
         uint32_t count;
 };
 

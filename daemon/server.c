@@ -1,0 +1,695 @@
+// SPDX-License-Identifier: MIT
+#include "server.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <systemd/sd-daemon.h>
+#include <time.h>
+
+#include "log.h"
+#include "session.h"
+
+#define STORES_MAX 4096u
+#define ACCEPT_AT_ONCE 64        /* connections taken before others get their turn */
+#define ACCEPT_PAUSE_MS 100      /* when descriptors have run out */
+#define SILENCE_MAX_MS 10000u    /* until a connection must have said Hello */
+#define STRANGERS_MAX 1024u      /* connections that have not: above this the oldest ends */
+#define PROBE_TIMEOUT_MS 30000
+#define DESCRIPTORS_SPARE 64u    /* kept back for sockets, pidfds and workers */
+
+struct process {
+        struct list link;
+        struct server *server;
+        struct event *event;
+        uint64_t key;
+        int pidfd;
+};
+
+uint64_t now_ms(void) {
+        struct timespec t;
+        (void)clock_gettime(CLOCK_MONOTONIC, &t);
+        return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+static struct timeval in_ms(uint64_t ms) {
+        return (struct timeval){ .tv_sec = (time_t)(ms / 1000), .tv_usec = (suseconds_t)(ms % 1000 * 1000) };
+}
+
+/* ---- stores */
+
+/* Index of the first store whose name is not below `name`. */
+static size_t store_index(const struct server *s, const char *name, bool *ret_found) {
+        size_t low = 0, high = s->n_stores;
+        *ret_found = false;
+        while (low < high) {
+                size_t mid = low + (high - low) / 2;
+                int c = strcmp(s->stores[mid]->name, name);
+                if (c < 0) {
+                        low = mid + 1;
+                } else {
+                        high = mid;
+                        *ret_found = *ret_found || c == 0;
+                }
+        }
+        return low;
+}
+
+size_t server_store_after(const struct server *s, const char *name) {
+        bool found;
+        size_t i = store_index(s, name, &found);
+        return i + found;
+}
+
+struct device *server_find_device(struct server *s, const char *store, size_t len) {
+        for (size_t i = 0; i < s->n_devices; i++) {
+                const struct device_info *d = allocator_info(s->devices[i].allocator);
+                if (strlen(d->name) == len && strncmp(d->name, store, len) == 0)
+                        return &s->devices[i];
+                size_t prefix = strncmp(store, "cuda:", 5) == 0 ? 5 : 0;
+                if (len > prefix && strlen(d->uuid) == len - prefix && strncmp(d->uuid, store + prefix, len - prefix) == 0)
+                        return &s->devices[i];
+        }
+        return NULL;
+}
+
+static int store_make(struct server *s, const char *name, struct device *device, size_t at, struct store **ret_store) {
+        uint64_t epoch;
+        if (s->n_stores >= STORES_MAX)
+                return STORE_NAME_LIMIT;
+        if (s->n_stores == s->room_stores) {
+                struct store **more = reallocarray(s->stores, s->room_stores * 2 + 16, sizeof(*more));
+                if (!more)
+                        return -ENOMEM;
+                s->stores = more;
+                s->room_stores = s->room_stores * 2 + 16;
+        }
+        if (getrandom(&epoch, sizeof(epoch), 0) != sizeof(epoch))
+                return -errno;
+        int r = store_new(ret_store, name, device, epoch);
+        if (r < 0)
+                return r;
+        memmove(&s->stores[at + 1], &s->stores[at], (s->n_stores - at) * sizeof(*s->stores));
+        s->stores[at] = *ret_store;
+        s->n_stores++;
+        event_active(s->reap, 0, 0); /* forgotten again if nobody comes to hold it */
+        return 0;
+}
+
+int server_find_store(struct server *s, const char *name, bool make, struct store **ret_store, struct device **ret_device) {
+        const char *slash = strchr(name, '/');
+        if (!slash || slash == name || !slash[1] || strchr(slash, ' ') || !wire_text_ok(name, WIRE_STORE_MAX))
+                return STORE_NAME_INVALID;
+        struct device *d = server_find_device(s, name, (size_t)(slash - name));
+        if (!d)
+                return STORE_NAME_NO_DEVICE;
+        if (ret_device)
+                *ret_device = d;
+
+        char canonical[WIRE_STORE_MAX + sizeof(((struct device_info *)0)->name)];
+        bool found;
+        (void)snprintf(canonical, sizeof(canonical), "%s%s", allocator_info(d->allocator)->name, slash);
+        if (strlen(canonical) > WIRE_STORE_MAX)
+                return STORE_NAME_INVALID;
+        size_t i = store_index(s, canonical, &found);
+        if (found)
+                *ret_store = s->stores[i];
+        else
+                return make ? store_make(s, canonical, d, i, ret_store) : STORE_NAME_UNKNOWN;
+        return 0;
+}
+
+static void forget_idle_stores(struct server *s) {
+        size_t kept = 0;
+        for (size_t i = 0; i < s->n_stores; i++) {
+                if (store_idle(s->stores[i]))
+                        store_free(s->stores[i]);
+                else
+                        s->stores[kept++] = s->stores[i];
+        }
+        s->n_stores = kept;
+}
+
+/* ---- changes and their effects */
+
+static void release_layout(struct device *d, struct layout *l) {
+        for (size_t i = 0; i < l->n_allocations; i++)
+                allocator_release_consume(d->allocator, steal_fd(&l->allocations[i].fd), l->allocations[i].aligned);
+        layout_free(l);
+}
+
+int server_change(struct server *s, struct store *store, struct change *change) {
+        struct effects fx;
+        char before[16];
+        (void)snprintf(before, sizeof(before), "%s", store_state(store));
+
+        effects_init(&fx);
+        int r = store_apply(store, change, &fx);
+        if (r != 0)
+                return r;
+        if (strcmp(before, store_state(store)) != 0)
+                log_info("%s: %s → %s", store->name, before, store_state(store));
+
+        bool released = !list_empty(&fx.released);
+        struct device *d = store->device;
+        while (!list_empty(&fx.released))
+                release_layout(d, list_first(&fx.released, struct layout, link));
+        if (released)
+                device_update(d);
+        while (!list_empty(&fx.news)) {
+                struct claim *c = list_first(&fx.news, struct claim, news_link);
+                struct session *session = c->owner;
+                unsigned news = c->news;
+                list_unlink(&c->news_link);
+                c->news = 0;
+                session->claim = c;
+                session_news(session, news);
+        }
+        event_active(s->reap, 0, 0); /* the store may be idle now */
+        return 0;
+}
+
+/* ---- processes of sessions */
+
+static void process_free(struct process *p) {
+        list_unlink(&p->link);
+        p->server->n_processes--;
+        event_free(p->event);
+        close_fd(p->pidfd);
+        free(p);
+}
+
+static void process_exited(struct server *s, uint64_t key) {
+        for (size_t i = 0; i < s->n_stores; i++) {
+                if (s->stores[i]->fence != key)
+                        continue;
+                struct change exited = { .type = CHANGE_EXITED, .exited = { .process = key } };
+                (void)server_change(s, s->stores[i], &exited);
+        }
+        for (size_t i = 0; i < s->n_devices; i++) {
+                allocator_kick(s->devices[i].allocator, now_ms());
+                device_update(&s->devices[i]);
+        }
+}
+
+static void on_process_exit(evutil_socket_t fd, short what, void *arg) {
+        struct process *p = arg;
+        struct server *s = p->server;
+        uint64_t key = p->key;
+        (void)fd, (void)what;
+        process_free(p);
+        process_exited(s, key);
+}
+
+void server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid) {
+        list_for(known, &s->processes, struct process, link)
+                if (known->key == key)
+                        return;
+
+        struct process_identity identity = { .pid = pid, .key = key };
+        _cleanup_close_ int pidfd = -1;
+        if (key == 0 || process_open(socket, &identity, &pidfd) < 0)
+                return; /* exited, or not to be seen from here: nothing can be waited for */
+        struct process *p = calloc(1, sizeof(*p));
+        struct event *event = p ? event_new(s->base, pidfd, EV_READ, on_process_exit, p) : NULL;
+        if (!event || event_add(event, NULL) < 0) {
+                if (event)
+                        event_free(event);
+                free(p);
+                return;
+        }
+        *p = (struct process){ .server = s, .event = event, .key = key, .pidfd = steal_fd(&pidfd) };
+        list_append(&s->processes, &p->link);
+        s->n_processes++;
+}
+
+/* ---- devices */
+
+static void device_deliver(struct device *d) {
+        struct job *job;
+        while ((job = allocator_finished(d->allocator)))
+                session_allocated_consume(job->owner, job);
+}
+
+static void on_device_io(evutil_socket_t fd, short what, void *arg) {
+        struct device *d = arg;
+        (void)fd, (void)what;
+        allocator_dispatch(d->allocator, now_ms());
+        device_update(d);
+}
+
+static void on_device_timer(evutil_socket_t fd, short what, void *arg) {
+        struct device *d = arg;
+        (void)fd, (void)what;
+        allocator_tick(d->allocator, now_ms());
+        device_update(d);
+}
+
+static void server_begin_serving(struct server *s);
+
+void device_update(struct device *d) {
+        int fd = allocator_fd(d->allocator);
+        short events = EV_PERSIST | EV_READ | (allocator_wants_write(d->allocator) ? EV_WRITE : 0);
+        if (fd != d->io_fd || events != d->io_events) {
+                (void)event_del(d->io);
+                d->io_fd = fd;
+                d->io_events = events;
+                if (fd >= 0 && (event_assign(d->io, d->server->base, fd, events, on_device_io, d) < 0 || event_add(d->io, NULL) < 0))
+                        log_error("cannot watch the worker of %s", allocator_info(d->allocator)->name);
+        }
+
+        uint64_t wake = allocator_wake(d->allocator), now = now_ms();
+        struct timeval tv = in_ms(wake > now ? wake - now : 0);
+        if (wake == ALLOCATOR_NEVER)
+                (void)evtimer_del(d->timer);
+        else
+                (void)evtimer_add(d->timer, &tv);
+
+        device_deliver(d);
+        server_begin_serving(d->server);
+}
+
+static int device_init(struct device *d, struct server *s, const char *spec, uint64_t capacity) {
+        *d = (struct device){ .server = s, .io_fd = -1 };
+        d->io = event_new(s->base, -1, EV_PERSIST, on_device_io, d);
+        d->timer = evtimer_new(s->base, on_device_timer, d);
+        if (!d->io || !d->timer)
+                return -ENOMEM;
+        return allocator_new(&d->allocator, spec, capacity, now_ms());
+}
+
+static void device_done(struct device *d) {
+        allocator_free(d->allocator);
+        if (d->io)
+                event_free(d->io);
+        if (d->timer)
+                event_free(d->timer);
+}
+
+/* Asks a worker of its own which devices the driver shows. Waits: nobody is served yet. */
+static int probe(Gms__Frame **ret_answer) {
+        struct worker *w;
+        int r = worker_spawn(&w, "cuda");
+        if (r < 0)
+                return r;
+
+        Gms__WorkProbe body = GMS__WORK_PROBE__INIT;
+        Gms__Frame f = GMS__FRAME__INIT;
+        f.body_case = GMS__FRAME__BODY_WORK_PROBE;
+        f.work_probe = &body;
+        _cleanup_(fdset_freep) struct fdset *fds = NULL;
+        _cleanup_free_ uint8_t *buf = malloc(CHANNEL_FRAME_MAX);
+        struct pollfd readable = { .fd = w->channel.fd, .events = POLLIN };
+        r = buf ? worker_send_consume(w, &f, NULL) : -ENOMEM;
+        if (r == 0)
+                r = poll(&readable, 1, PROBE_TIMEOUT_MS) == 1 ? worker_receive(w, buf, ret_answer, &fds) : -ETIMEDOUT;
+        pid_t pid = w->pid;
+        worker_free(w);
+        (void)waitpid(pid, NULL, 0);
+        return r > 0 ? -EPROTO : r;
+}
+
+/* One device for each GPU. */
+static int add_gpus(struct server *s, bool optional) {
+        _cleanup_frame_ Gms__Frame *answer = NULL;
+        int r = probe(&answer);
+        if (r < 0) {
+                log_error("cuda: cannot ask the driver for its devices: %s", strerror(-r));
+                return optional ? 0 : r;
+        }
+        if (answer->body_case != GMS__FRAME__BODY_WORK_DEVICES) {
+                log_line(optional ? 6 : 3, "cuda: %s%s", answer->text,
+                         optional ? "; serving host memory only" : "; name another --device, or install the driver");
+                return optional ? 0 : -ENODEV;
+        }
+        for (size_t i = 0; r == 0 && i < answer->work_devices->n_devices; i++) {
+                char spec[64];
+                (void)snprintf(spec, sizeof(spec), "cuda:%.48s", answer->work_devices->devices[i]->uuid);
+                r = device_init(&s->devices[s->n_devices++], s, spec, 0);
+        }
+        return r;
+}
+
+#define GPUS_MAX 64 /* of one host, as of vmm_probe() */
+
+static int add_devices(struct server *s) {
+        const struct config *c = s->config;
+        int r = 0;
+        s->devices = calloc(c->n_devices + GPUS_MAX, sizeof(*s->devices));
+        if (!s->devices)
+                return -ENOMEM;
+        for (size_t i = 0; r == 0 && i < c->n_devices; i++) {
+                const struct config_device *d = &c->devices[i];
+                if (strcmp(d->spec, "cuda") == 0)
+                        r = add_gpus(s, d->optional);
+                else
+                        r = device_init(&s->devices[s->n_devices++], s, d->spec, d->capacity);
+        }
+        if (r < 0 && r != -ENODEV)
+                log_error("cannot start the workers: %s", strerror(-r));
+        for (size_t i = 0; r == 0 && i < s->n_devices; i++)
+                device_update(&s->devices[i]);
+        return r;
+}
+
+/* Two names of one GPU would be two accounts of its memory. */
+static bool devices_distinct(const struct server *s) {
+        for (size_t i = 0; i < s->n_devices; i++) {
+                for (size_t k = 0; k < i; k++) {
+                        const struct device_info *a = allocator_info(s->devices[i].allocator);
+                        const struct device_info *b = allocator_info(s->devices[k].allocator);
+                        if (!*a->uuid || strcmp(a->uuid, b->uuid) != 0)
+                                continue;
+                        log_error("devices %s and %s are the same GPU, %s; name it once", b->spec, a->spec, a->uuid);
+                        return false;
+                }
+        }
+        return true;
+}
+
+/* Serves from the moment that every worker has answered, well or badly; gives up if none of them can be of use. */
+static void server_begin_serving(struct server *s) {
+        size_t ready = 0;
+        if (s->serving || s->status != 0)
+                return;
+        for (size_t i = 0; i < s->n_devices; i++) {
+                if (!s->devices[i].allocator || !allocator_answered(s->devices[i].allocator))
+                        return;
+                ready += allocator_ready(s->devices[i].allocator);
+        }
+        if (ready == 0 || !devices_distinct(s)) {
+                if (ready == 0)
+                        log_error("none of the devices can be served; the lines above say why");
+                s->status = 1;
+                (void)event_base_loopbreak(s->base);
+                return;
+        }
+        s->serving = true;
+        (void)event_add(s->listening, NULL);
+        log_notice("gmsd " GMS_VERSION " is ready: %zu devices, socket %s", ready, s->config->socket);
+        log_notice("no service manager keeps descriptors: the memory dies with this process");
+        (void)sd_notifyf(0, "READY=1\nSTATUS=serving %zu devices", ready);
+}
+
+/* ---- sessions */
+
+uint64_t server_descriptors_left(const struct server *s) {
+        uint64_t used = DESCRIPTORS_SPARE + s->n_sessions + s->n_strangers + s->n_processes;
+        for (size_t i = 0; i < s->n_devices; i++)
+                used += allocator_descriptors(s->devices[i].allocator);
+        return s->descriptor_limit > used ? s->descriptor_limit - used : 0;
+}
+
+void server_session_known(struct server *s, struct session *session) {
+        session->id = ++s->last_session;
+        list_unlink(&session->link);
+        s->n_strangers--;
+        list_append(&s->sessions, &session->link);
+        s->n_sessions++;
+}
+
+void server_session_dead(struct server *s, struct session *session) {
+        if (session->id != 0)
+                s->n_sessions--;
+        else
+                s->n_strangers--;
+        list_unlink(&session->link);
+        list_append(&s->dead, &session->link);
+        event_active(s->reap, 0, 0);
+}
+
+static void on_reap(evutil_socket_t fd, short what, void *arg) {
+        struct server *s = arg;
+        (void)fd, (void)what;
+        bool freed = !list_empty(&s->dead);
+        list_for_safe(session, &s->dead, struct session, link)
+                session_free(session);
+        forget_idle_stores(s);
+        /* The descriptors that accepting waits for. */
+        if (freed && evtimer_pending(s->resume_accept, NULL))
+                event_active(s->resume_accept, 0, 0);
+}
+
+static void watch_silence(struct server *s) {
+        struct session *oldest = list_first(&s->strangers, struct session, link);
+        if (!oldest || evtimer_pending(s->silence, NULL))
+                return;
+        uint64_t age = now_ms() - oldest->since;
+        struct timeval tv = in_ms(age < SILENCE_MAX_MS ? SILENCE_MAX_MS - age : 0);
+        (void)evtimer_add(s->silence, &tv);
+}
+
+static void on_silence(evutil_socket_t fd, short what, void *arg) {
+        struct server *s = arg;
+        (void)fd, (void)what;
+        for (;;) {
+                struct session *oldest = list_first(&s->strangers, struct session, link);
+                if (!oldest || now_ms() - oldest->since < SILENCE_MAX_MS)
+                        break;
+                session_end(oldest);
+        }
+        watch_silence(s);
+}
+
+static void on_accept(evutil_socket_t fd, short what, void *arg) {
+        struct server *s = arg;
+        (void)what;
+        uint64_t most = MAX(16u, MIN((uint64_t)STRANGERS_MAX, s->descriptor_limit / 8));
+        for (int i = 0; i < ACCEPT_AT_ONCE; i++) {
+                int c = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+                if (c < 0) {
+                        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+                                /* They stay in the backlog; trying at once would spin. */
+                                struct timeval tv = in_ms(ACCEPT_PAUSE_MS);
+                                log_warning("accepting pauses: %s", strerror(errno));
+                                (void)event_del(s->listening);
+                                (void)evtimer_add(s->resume_accept, &tv);
+                        }
+                        break;
+                }
+                struct session *session;
+                if (session_new_consume(&session, s, c) < 0)
+                        continue;
+                list_append(&s->strangers, &session->link);
+                if (++s->n_strangers > most)
+                        session_end(list_first(&s->strangers, struct session, link));
+        }
+        watch_silence(s);
+}
+
+static void on_resume_accept(evutil_socket_t fd, short what, void *arg) {
+        struct server *s = arg;
+        (void)fd, (void)what;
+        (void)evtimer_del(s->resume_accept);
+        (void)event_add(s->listening, NULL);
+}
+
+/* ---- listening */
+
+/* Only its own directory: /run/gms, $XDG_RUNTIME_DIR/gms. */
+static int make_directory(const char *socket, int *ret_dir) {
+        _cleanup_free_ char *dir = strdup(socket);
+        if (!dir)
+                return -ENOMEM;
+        char *slash = strrchr(dir, '/');
+        if (slash)
+                slash[slash == dir] = 0;
+        const char *path = slash ? dir : ".";
+        if (mkdir(path, 0755) < 0 && errno != EEXIST) {
+                log_error("socket %s: cannot make the directory %s: %s; choose another path with --socket", socket, path,
+                          strerror(errno));
+                return -errno;
+        }
+        *ret_dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (*ret_dir < 0) {
+                log_error("socket %s: %s: %s", socket, path, strerror(errno));
+                return -errno;
+        }
+        return 0;
+}
+
+/* A socket at this path that nobody listens on is left from a daemon that died. 0 when the path is free now. */
+static int clear_path(const char *path, const struct sockaddr_un *address) {
+        struct stat st;
+        if (lstat(path, &st) < 0)
+                return errno == ENOENT ? 0 : -errno;
+        if (!S_ISSOCK(st.st_mode)) {
+                log_error("socket %s: something that is no socket is there; remove it, or choose another path", path);
+                return -EEXIST;
+        }
+        _cleanup_close_ int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fd < 0)
+                return -errno;
+        if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0 || errno == EAGAIN) {
+                log_error("socket %s: another gmsd serves it; stop that one, or choose another path with --socket", path);
+                return -EADDRINUSE;
+        }
+        if (errno != ECONNREFUSED) {
+                log_error("socket %s: %s", path, strerror(errno));
+                return -errno;
+        }
+        log_notice("socket %s: replacing that of a daemon that has died", path);
+        return unlink(path) < 0 && errno != ENOENT ? -errno : 0;
+}
+
+static int server_listen(struct server *s) {
+        const char *path = s->config->socket;
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        _cleanup_close_ int dir = -1, fd = -1;
+
+        int r = make_directory(path, &dir);
+        if (r < 0)
+                return r;
+        /* Two daemons that start at once take turns, so that neither removes the other's new socket. */
+        if (flock(dir, LOCK_EX) < 0)
+                return -errno;
+        (void)snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+        r = clear_path(path, &address);
+        if (r < 0)
+                return r;
+        fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fd < 0)
+                return -errno;
+        mode_t old = umask(0777 & ~s->config->socket_mode);
+        r = bind(fd, (const struct sockaddr *)&address, sizeof(address)) < 0 ? -errno : 0;
+        (void)umask(old);
+        if (r == 0 && listen(fd, 4096) < 0)
+                r = -errno;
+        if (r < 0) {
+                log_error("socket %s: %s; choose a path that this user may write, with --socket", path, strerror(-r));
+                return r;
+        }
+        s->listen_fd = steal_fd(&fd);
+        s->listening = event_new(s->base, s->listen_fd, EV_READ | EV_PERSIST, on_accept, s);
+        return s->listening ? 0 : -ENOMEM;
+}
+
+/* ---- the daemon's own life */
+
+static void on_end(evutil_socket_t sig, short what, void *arg) {
+        struct server *s = arg;
+        (void)what;
+        log_notice("ending on signal %d", (int)sig);
+        (void)sd_notify(0, "STOPPING=1");
+        (void)event_base_loopbreak(s->base);
+}
+
+static void on_child(evutil_socket_t sig, short what, void *arg) {
+        (void)sig, (void)what, (void)arg;
+        while (waitpid(-1, NULL, WNOHANG) > 0)
+                ; /* a worker: its socket tells the allocator */
+}
+
+static int add_events(struct server *s) {
+        struct {
+                int signal;
+                event_callback_fn callback;
+        } signals[] = { { SIGTERM, on_end }, { SIGINT, on_end }, { SIGCHLD, on_child } };
+        struct event_config *ec = event_config_new();
+        if (!ec)
+                return -ENOMEM;
+        (void)event_config_require_features(ec, EV_FEATURE_EARLY_CLOSE);
+        (void)event_config_set_flag(ec, EVENT_BASE_FLAG_NOLOCK);
+        s->base = event_base_new_with_config(ec);
+        event_config_free(ec);
+        if (!s->base)
+                return -ENOMEM;
+
+        for (size_t i = 0; i < ARRAY_SIZE(signals); i++) {
+                s->signals[i] = evsignal_new(s->base, signals[i].signal, signals[i].callback, s);
+                if (!s->signals[i] || event_add(s->signals[i], NULL) < 0)
+                        return -ENOMEM;
+        }
+        s->reap = event_new(s->base, -1, 0, on_reap, s);
+        s->resume_accept = evtimer_new(s->base, on_resume_accept, s);
+        s->silence = evtimer_new(s->base, on_silence, s);
+        return s->reap && s->resume_accept && s->silence ? 0 : -ENOMEM;
+}
+
+int server_new(struct server **ret_server, const struct config *config) {
+        struct server *s = calloc(1, sizeof(*s));
+        struct rlimit limit;
+        if (!s)
+                return -ENOMEM;
+        s->config = config;
+        s->listen_fd = -1;
+        s->started = now_ms();
+        s->descriptor_limit = getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur : 1024;
+        list_init(&s->sessions);
+        list_init(&s->strangers);
+        list_init(&s->dead);
+        list_init(&s->processes);
+        (void)signal(SIGPIPE, SIG_IGN);
+
+        int r = add_events(s);
+        if (r < 0)
+                log_error("cannot make the event loop: %s", strerror(-r));
+        if (r == 0)
+                r = server_listen(s);
+        if (r == 0)
+                r = add_devices(s);
+        if (r < 0) {
+                server_free(s);
+                return r;
+        }
+        *ret_server = s;
+        return 0;
+}
+
+static void sessions_end(struct list *sessions) {
+        while (!list_empty(sessions))
+                session_end(list_first(sessions, struct session, link));
+}
+
+struct server *server_free(struct server *s) {
+        if (!s)
+                return NULL;
+        if (s->listen_fd >= 0) {
+                (void)unlink(s->config->socket);
+                s->listen_fd = close_fd(s->listen_fd);
+        }
+        s->status = 1; /* not to serve any more */
+        sessions_end(&s->strangers);
+        sessions_end(&s->sessions);
+        list_for_safe(session, &s->dead, struct session, link)
+                session_free(session);
+        for (size_t i = 0; i < s->n_stores; i++) {
+                struct change clear = { .type = CHANGE_CLEAR };
+                (void)server_change(s, s->stores[i], &clear);
+        }
+        if (s->base)
+                forget_idle_stores(s);
+        list_for_safe(p, &s->processes, struct process, link)
+                process_free(p);
+        for (size_t i = 0; i < s->n_devices; i++)
+                device_done(&s->devices[i]);
+        struct event *events[] = { s->listening, s->resume_accept, s->reap, s->silence };
+        for (size_t i = 0; i < ARRAY_SIZE(events); i++)
+                if (events[i])
+                        event_free(events[i]);
+        for (size_t i = 0; i < ARRAY_SIZE(s->signals); i++)
+                if (s->signals[i])
+                        event_free(s->signals[i]);
+        if (s->base)
+                event_base_free(s->base);
+        free(s->devices);
+        free(s->stores);
+        free(s);
+        return NULL;
+}
+
+int server_run(struct server *s) {
+        if (event_base_dispatch(s->base) < 0)
+                s->status = 1;
+        return s->status;
+}
