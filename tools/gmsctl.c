@@ -244,7 +244,8 @@ static int run(int argc, char **argv) {
 
 int main(int argc, char **argv) {
         (void)setlocale(LC_CTYPE, ""); /* what is a printable character here */
-        (void)signal(SIGPIPE, SIG_IGN);
+        (void)signal(SIGPIPE, SIG_IGN); /* a write that fails is an error with a text, */
+        (void)signal(SIGXFSZ, SIG_IGN); /* whatever it fails of */
 
         int r = run(argc, argv);
         if ((fflush(stdout) != 0 || ferror(stdout)) && r == CTL_OK)
