@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: MIT
+#include "conn.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <time.h>
+
+#include "channel.h"
+#include "error.h"
+
+static uint64_t now_ms(void) {
+        struct timespec t;
+        (void)clock_gettime(CLOCK_MONOTONIC, &t);
+        return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+static uint64_t deadline_after(uint64_t ms) {
+        uint64_t deadline;
+        return ms == CONN_FOREVER || __builtin_add_overflow(now_ms(), ms, &deadline) ? CONN_FOREVER : deadline;
+}
+
+void conn_init(struct conn *c, struct events *events) {
+        *c = (struct conn){ .fd = -1, .events = events };
+}
+
+/* The session's serials go with it. */
+static void conn_forget(struct conn *c) {
+        free(steal_ptr(&c->request));
+        free(steal_ptr(&c->buf));
+        c->serial = 0;
+        c->fd = close_fd(c->fd);
+}
+
+void conn_done(struct conn *c) {
+        conn_forget(c);
+}
+
+void conn_close(struct conn *c) {
+        if (!conn_is_open(c))
+                return;
+        events_unwatch(c->events, c->fd);
+        (void)shutdown(c->fd, SHUT_RDWR);
+        conn_forget(c);
+}
+
+/* The connection is of no use any more, and the owner has not asked for that. */
+static void conn_lose(struct conn *c) {
+        char why[sizeof(c->events->waiting[0].text)];
+        (void)snprintf(why, sizeof(why), "%s", gms_last_error());
+        conn_close(c);
+        events_push(c->events, GMS_EVENT_CLOSED, 0, why);
+}
+
+/* ---- opening */
+
+static int connect_error(int error, const char *path) {
+        switch (error) {
+        case -ENOENT:
+                return error_set(error, "connect to %s: no such socket; is gmsd running, and on this socket?", path);
+        case -ECONNREFUSED:
+                return error_set(error, "connect to %s: nobody listens there; gmsd has died, start it again", path);
+        case -EACCES:
+        case -EPERM:
+                return error_set(-EACCES, "connect to %s: this user may not use the socket; ask for access to it", path);
+        case -EPROTOTYPE:
+                return error_set(-EPROTO, "connect to %s: that is another kind of socket, not gmsd's", path);
+        case -EAGAIN:
+                return error_set(-ETIMEDOUT, "connect to %s: gmsd did not take the connection in time", path);
+        case -EINTR:
+                return error_set(error, "connect to %s: interrupted by a signal", path);
+        default:
+                return error_errno(error, path);
+        }
+}
+
+/* A Unix socket connects at once, or waits for room in the listener's queue: SO_SNDTIMEO bounds that wait. */
+static int connect_within(int fd, const struct sockaddr_un *address, uint64_t timeout_ms) {
+        if (timeout_ms != CONN_FOREVER) {
+                struct timeval tv = { .tv_sec = (time_t)(timeout_ms / 1000), .tv_usec = (timeout_ms % 1000) * 1000 };
+                if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) < 0)
+                        return -errno;
+        }
+        if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0)
+                return -errno;
+        return fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK) < 0 ? -errno : 0;
+}
+
+int conn_check_path(const char *path) {
+        size_t len = strlen(path), room = sizeof(((struct sockaddr_un *)0)->sun_path) - 1;
+        if (len > room)
+                return error_set(-ENAMETOOLONG, "the socket's path has %zu bytes and at most %zu fit: %s", len, room, path);
+        return 0;
+}
+
+int conn_open(struct conn *c, const char *path, uint64_t timeout_ms) {
+        assert(!conn_is_open(c));
+
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        int r = conn_check_path(path);
+        if (r < 0)
+                return r;
+        memcpy(address.sun_path, path, strlen(path) + 1);
+
+        _cleanup_free_ uint8_t *buf = malloc(CHANNEL_FRAME_MAX);
+        if (!buf)
+                return error_errno(-ENOMEM, "connect");
+        _cleanup_close_ int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+        if (fd < 0)
+                return error_errno(-errno, "connect");
+        r = connect_within(fd, &address, timeout_ms);
+        if (r < 0)
+                return connect_error(r, path);
+        r = events_watch(c->events, fd);
+        if (r < 0)
+                return error_errno(r, "connect");
+
+        c->fd = steal_fd(&fd);
+        c->buf = steal_ptr(&buf);
+        return 0;
+}
+
+/* ---- frames */
+
+/* Waits for the socket. -EINTR only where the call may be interrupted. */
+static int conn_wait(struct conn *c, short events, uint64_t deadline) {
+        for (;;) {
+                int timeout = -1;
+                if (deadline != CONN_FOREVER) {
+                        uint64_t now = now_ms();
+                        timeout = now >= deadline ? 0 : (int)MIN(deadline - now, (uint64_t)INT32_MAX);
+                }
+                struct pollfd p = { .fd = c->fd, .events = events };
+                int n = poll(&p, 1, timeout);
+                if (n > 0)
+                        return 0;
+                if (n < 0 && errno != EINTR)
+                        return error_errno(-errno, "wait for the daemon");
+                if (n < 0 && c->interruptible)
+                        return error_set(-EINTR, "interrupted by a signal while waiting for the daemon");
+                if (n == 0 && now_ms() >= deadline)
+                        return error_set(-ETIMEDOUT, "the daemon did not answer; disconnected. Is it stopped, or stuck?");
+        }
+}
+
+static int conn_gone(void) {
+        return error_set(-ECONNRESET, "the daemon has gone; mappings stay valid, the lock is lost; connect again");
+}
+
+static int conn_send(struct conn *c, uint64_t deadline) {
+        for (;;) {
+                int r = channel_send(c->fd, c->request, c->request_len, NULL);
+                if (r == CHANNEL_E_AGAIN)
+                        r = conn_wait(c, POLLOUT, deadline);
+                else if (r == CHANNEL_E_EOF)
+                        return 0; /* what it said before it went is still to be read, then the end */
+                else if (r == -EINTR)
+                        continue;
+                else if (r < 0)
+                        return error_errno(r, "send to the daemon");
+                else
+                        return 0;
+                if (r < 0)
+                        return r;
+        }
+}
+
+/* One frame that has arrived. CHANNEL_E_AGAIN: none has. */
+static int conn_recv(struct conn *c, Gms__Frame **ret_frame, struct fdset **ret_fds) {
+        size_t len;
+        _cleanup_(fdset_freep) struct fdset *fds = NULL;
+        int r;
+        do
+                r = channel_recv(c->fd, c->buf, &len, &fds);
+        while (r == -EINTR);
+
+        switch (r) {
+        case 0:
+                break;
+        case CHANNEL_E_AGAIN:
+                return r;
+        case CHANNEL_E_EOF:
+                return conn_gone();
+        case CHANNEL_E_BROKEN:
+                return error_set(-EMFILE, "the daemon sent descriptors and this process could not take all of them; "
+                                          "disconnected. Raise its limit (ulimit -n, RLIMIT_NOFILE) and connect again");
+        default:
+                return error_errno(r, "receive from the daemon");
+        }
+
+        if (wire_unpack(c->buf, len, fds ? fds->n : 0, ret_frame) != 0)
+                return error_set(-EPROTO, "the daemon sent what is no frame of this protocol; disconnected");
+        *ret_fds = steal_ptr(&fds);
+        return 0;
+}
+
+static int conn_event(struct conn *c, const Gms__Frame *frame, uint64_t deadline) {
+        static const uint32_t kinds[] = {
+                [GMS__EVENT__KIND__LOCK_WANTED] = GMS_EVENT_LOCK_WANTED,
+                [GMS__EVENT__KIND__PUBLISHED] = GMS_EVENT_PUBLISHED,
+                [GMS__EVENT__KIND__LOCK_REVOKED] = GMS_EVENT_REVOKED,
+                [GMS__EVENT__KIND__RESUMED] = GMS_EVENT_RESUMED,
+        };
+        if (frame->body_case != GMS__FRAME__BODY_EVENT)
+                return error_set(-EPROTO, "the daemon sent something unasked that is no event; disconnected");
+
+        const Gms__Event *event = frame->event;
+        size_t kind = (size_t)event->kind;
+        if (kind < ARRAY_SIZE(kinds) && kinds[kind] != 0) /* kinds of a later daemon are passed over */
+                events_push(c->events, kinds[kind], event->layout ? event->layout->generation : 0, event->text);
+        if (event->kind == GMS__EVENT__KIND__RESUMED && c->request)
+                return conn_send(c, deadline);
+        return 0;
+}
+
+/* The next frame that answers the outstanding request; CHANNEL_E_AGAIN when nothing more has arrived. */
+static int conn_take(struct conn *c, uint64_t deadline, Gms__Frame **ret_frame, struct fdset **ret_fds) {
+        for (;;) {
+                _cleanup_frame_ Gms__Frame *frame = NULL;
+                _cleanup_(fdset_freep) struct fdset *fds = NULL;
+                int r = conn_recv(c, &frame, &fds);
+                if (r != 0)
+                        return r;
+                if (frame->serial == 0) {
+                        r = conn_event(c, frame, deadline);
+                        if (r < 0)
+                                return r;
+                } else if (c->request && frame->serial == c->serial) {
+                        *ret_frame = steal_ptr(&frame);
+                        *ret_fds = steal_ptr(&fds);
+                        return 0;
+                } else if (frame->serial > c->serial) {
+                        return error_set(-EPROTO, "the daemon answered a request that was not made; disconnected");
+                } /* else a second answer to a request that was sent twice */
+        }
+}
+
+static int conn_exchange(struct conn *c, uint64_t deadline, Gms__Frame **ret_frame, struct fdset **ret_fds) {
+        int r = conn_send(c, deadline);
+        while (r == 0) {
+                r = conn_wait(c, POLLIN, deadline);
+                if (r == 0)
+                        r = conn_take(c, deadline, ret_frame, ret_fds);
+                if (r != CHANNEL_E_AGAIN)
+                        return r;
+                r = 0;
+        }
+        return r;
+}
+
+int conn_call(struct conn *c, Gms__Frame *request, Gms__Frame__BodyCase expected, uint64_t wait_ms,
+              Gms__Frame **ret_reply, struct fdset **ret_fds) {
+        if (!conn_is_open(c))
+                return error_set(-ENOTCONN, "not connected; gms_connect() first");
+
+        request->serial = c->serial + 1;
+        int r = wire_pack(request, 0, &c->request, &c->request_len);
+        if (r == WIRE_E_TOO_LARGE)
+                return error_set(-EFBIG, "the request does not fit one frame of %u bytes", CHANNEL_FRAME_MAX);
+        if (r < 0)
+                return error_errno(r, "request");
+        c->serial++;
+
+        uint64_t patience;
+        if (__builtin_add_overflow(wait_ms, CONN_PATIENCE_MS, &patience))
+                patience = CONN_FOREVER;
+        _cleanup_frame_ Gms__Frame *reply = NULL;
+        _cleanup_(fdset_freep) struct fdset *fds = NULL;
+        r = conn_exchange(c, deadline_after(patience), &reply, &fds);
+        free(steal_ptr(&c->request));
+        if (r == 0 && reply->status != GMS__STATUS__OK)
+                return error_status(reply->status, reply->text);
+        if (r == 0 && (reply->body_case != expected || (fds && !ret_fds)))
+                r = error_set(-EPROTO, "the daemon answered with another message than asked for; disconnected");
+        if (r < 0) {
+                conn_lose(c);
+                return r;
+        }
+
+        *ret_reply = steal_ptr(&reply);
+        if (ret_fds)
+                *ret_fds = steal_ptr(&fds);
+        return 0;
+}
+
+int conn_drain(struct conn *c) {
+        if (!conn_is_open(c))
+                return 0;
+
+        Gms__Frame *frame;
+        struct fdset *fds;
+        int r = conn_take(c, CONN_FOREVER, &frame, &fds);
+        if (r == CHANNEL_E_AGAIN)
+                return 0;
+        assert(r < 0); /* nothing is outstanding, so nothing is an answer */
+        conn_lose(c);
+        return r;
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+/*
+ * The handle behind struct gms: a connection to one store, the device it is on, the addresses reserved there and what is
+ * known of the layout. Every public call enters it, which takes its mutex and refuses a handle inherited over fork().
+ */
+#include <pthread.h>
+
+#include "conn.h"
+#include "gmsclient.h"
+#include "layout.h"
+#include "sized.h"
+#include "space.h"
+
+/* What the session works on, as the daemon last said. */
+struct work {
+        struct layout_id id;
+        uint64_t allocations;
+        uint64_t bytes; /* physical */
+};
+
+struct device {
+        char uuid[sizeof(((struct gms_state *)0)->device)];
+        uint64_t total; /* 0: unknown */
+        uint64_t granularity;
+};
+
+struct gms {
+        pthread_mutex_t mutex;
+        pid_t pid; /* whose handle it is */
+        char *socket;
+        char *store; /* NULL: looks only */
+        uint64_t deadline_ms; /* for allocations */
+        struct events events;
+
+        /* the session, while conn is open */
+        struct conn conn;
+        uint32_t mode; /* granted */
+        uint64_t session;
+        char identity[GMS_IDENTITY_SIZE]; /* demanded */
+        struct work work;
+        struct device device;
+
+        /* stays over disconnecting */
+        struct vmm *vmm; /* opened by the first session that holds a lock */
+        struct space space;
+        struct layout known;
+};
+
+/* -EINVAL, -ECHILD. On success *ret_held is released by _cleanup_handle_. */
+int handle_enter(struct gms *g, struct gms **ret_held);
+void handle_leave(struct gms **held);
+#define _cleanup_handle_ _cleanup_(handle_leave)
+
+/* Enters, and demands a session: -ENOTCONN. */
+int handle_enter_session(struct gms *g, struct gms **ret_held);
+/* Enters, and demands a session that holds or held a lock: -ENOTCONN, -EACCES. */
+int handle_enter_holder(struct gms *g, struct gms **ret_held);
+
+/* Whether what is known is what the session works on. */
+static inline bool handle_is_current(const struct gms *g) {
+        return conn_is_open(&g->conn) && g->known.current;
+}
+
+static inline bool handle_writes(const struct gms *g) {
+        return g->mode == GMS_MODE_RW || g->mode == GMS_MODE_UPDATE;
+}
+
+/* The access that the session's mode gives to its mappings. */
+static inline uint32_t handle_access(const struct gms *g) {
+        return handle_writes(g) ? GMS_ACCESS_READ_WRITE : GMS_ACCESS_READ;
+}
+
+/* Takes in what the daemon says the session works on; NULL: a layout not yet published. -EPROTO. */
+int handle_work(struct gms *g, const Gms__Layout *layout);
+
+/* A request whose reply carries no descriptors; conn_call() has the errors. */
+int handle_call(struct gms *g, Gms__Frame *request, Gms__Frame__BodyCase expected, Gms__Frame **ret_reply);
+/* The same for replies that say no more than that it was done. */
+int handle_do(struct gms *g, Gms__Frame *request);
+
+/* The public view of a mapping. */
+void handle_describe(const struct mapping *m, struct gms_allocation *ret);

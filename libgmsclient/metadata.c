@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: MIT
+#include "metadata.h"
+
+#include <inttypes.h>
+
+#include "handle.h"
+
+#define ENTRY_COST 40u /* bytes of an entry or key on the wire beside its key and value */
+
+/* ---- the list that callers get */
+
+void gather_done(struct gather *g) {
+        free(g->entries);
+        free(g->bytes);
+        *g = (struct gather){};
+}
+
+static int grow(void **array, size_t *room, size_t need, size_t element) {
+        if (need <= *room)
+                return 0;
+        size_t more = MAX(need, *room + *room / 2 + 16);
+        void *p = reallocarray(*array, more, element);
+        if (!p)
+                return error_errno(-ENOMEM, "metadata");
+        *array = p;
+        *room = more;
+        return 0;
+}
+
+static int gather_entry(struct gather *g, const Gms__MetaEntry *e) {
+        size_t key_size = strlen(e->key) + 1;
+        if (e->value.len > GMS_VALUE_MAX || key_size > GMS_KEY_SIZE)
+                return error_set(-EPROTO, "the daemon sent a metadata entry that is over the limits");
+        int r = grow((void **)&g->entries, &g->room, g->n + 1, sizeof(*g->entries));
+        if (r == 0)
+                r = grow((void **)&g->bytes, &g->bytes_room, g->used + key_size + e->value.len, 1);
+        if (r < 0)
+                return r;
+
+        memcpy(g->bytes + g->used, e->key, key_size);
+        if (e->value.len > 0)
+                memcpy(g->bytes + g->used + key_size, e->value.data, e->value.len);
+        g->entries[g->n++] = (struct gms_metadata){
+                .size = sizeof(*g->entries), .value_size = (uint32_t)e->value.len, .slot = e->slot, .offset = e->offset,
+        };
+        g->used += key_size + e->value.len;
+        return 0;
+}
+
+int gather_add(struct gather *g, const Gms__Metadata *reply) {
+        int r = 0;
+        for (size_t i = 0; r == 0 && i < reply->n_entries; i++)
+                r = gather_entry(g, reply->entries[i]);
+        return r;
+}
+
+int gather_finish(struct gather *g, struct gms_metadata_list *ret) {
+        if (g->n > UINT32_MAX)
+                return error_set(-ENOBUFS, "more metadata than one list can hold");
+        size_t entries_size = g->n * sizeof(*g->entries);
+        struct gms_metadata_list list = { .size = sizeof(list), .n = (uint32_t)g->n };
+        if (g->n > 0) {
+                list.entries = malloc(entries_size + g->used);
+                if (!list.entries)
+                        return error_errno(-ENOMEM, "metadata");
+                memcpy(list.entries, g->entries, entries_size);
+                char *at = (char *)list.entries + entries_size;
+                memcpy(at, g->bytes, g->used);
+                for (size_t i = 0; i < g->n; i++) {
+                        struct gms_metadata *e = &list.entries[i];
+                        e->key = at;
+                        e->value = at + strlen(at) + 1;
+                        at += strlen(at) + 1 + e->value_size;
+                }
+        }
+        sized_store(ret, ret->size, &list, sizeof(list));
+        return 0;
+}
+
+void gms_metadata_free(struct gms_metadata_list *list) {
+        if (!list)
+                return;
+        free(list->entries);
+        list->entries = NULL;
+        list->n = 0;
+}
+
+void gms_array_free(void *array) {
+        free(array);
+}
+
+static int check_list(const struct gms_metadata_list *list) {
+        int r = sized_check(list, "struct gms_metadata_list");
+        if (r == 0 && list->size < sizeof(*list))
+                r = error_set(-EINVAL, "struct gms_metadata_list: its size is %u, at least %zu are needed", list->size, sizeof(*list));
+        return r;
+}
+
+/* ---- putting */
+
+static int check_key(const char *key) {
+        if (!key || *key == '\0')
+                return error_set(-EINVAL, "metadata: an entry has no key");
+        if (strlen(key) > WIRE_KEY_MAX)
+                return error_set(-EFBIG, "metadata: a key has %zu bytes, %u are allowed: %.64s...", strlen(key), WIRE_KEY_MAX, key);
+        if (!wire_text_ok(key, WIRE_KEY_MAX))
+                return error_set(-EINVAL, "metadata: a key contains control characters");
+        return 0;
+}
+
+static int check_entry(const struct gms *g, const struct gms_metadata *e) {
+        int r = check_key(e->key);
+        if (r < 0)
+                return r;
+        if (e->value_size > GMS_VALUE_MAX)
+                return error_set(-EFBIG, "metadata: the value of '%s' has %u bytes, %d are allowed; put large things into an "
+                                         "allocation", e->key, e->value_size, GMS_VALUE_MAX);
+        if (e->value_size > 0 && !e->value)
+                return error_set(-EINVAL, "metadata: the value of '%s' is missing", e->key);
+
+        const struct mapping *m = handle_is_current(g) ? layout_find_slot(&g->known, e->slot) : NULL;
+        if (m && e->offset >= m->bytes)
+                return error_set(-ERANGE, "metadata: '%s' is to point at byte %" PRIu64 " of slot %" PRIu64 ", which has %" PRIu64,
+                                 e->key, e->offset, e->slot, m->bytes);
+        return 0; /* of slots it does not know the daemon judges */
+}
+
+static size_t entry_cost(const struct gms_metadata *e) {
+        return ENTRY_COST + strlen(e->key) + e->value_size;
+}
+
+/* Sends the first of the entries, as many as fit one frame. */
+static int put_some(struct gms *g, const struct gms_metadata *entries, size_t n, size_t *ret_put) {
+        struct gms_metadata e;
+        size_t count = 0, cost = 0;
+        for (; count < n; count++) {
+                sized_load(&e, sizeof(e), sized_at(entries, count));
+                cost += entry_cost(&e);
+                if (cost > WIRE_PAYLOAD_MAX)
+                        break;
+        }
+
+        _cleanup_free_ Gms__MetaEntry *on_wire = calloc(count, sizeof(*on_wire));
+        _cleanup_free_ Gms__MetaEntry **pointers = calloc(count, sizeof(*pointers));
+        if (!on_wire || !pointers)
+                return error_errno(-ENOMEM, "metadata");
+        for (size_t i = 0; i < count; i++) {
+                sized_load(&e, sizeof(e), sized_at(entries, i));
+                gms__meta_entry__init(&on_wire[i]);
+                on_wire[i].key = (char *)e.key;
+                on_wire[i].slot = e.slot;
+                on_wire[i].offset = e.offset;
+                on_wire[i].value = (ProtobufCBinaryData){ .len = e.value_size, .data = (uint8_t *)(uintptr_t)e.value };
+                pointers[i] = &on_wire[i];
+        }
+
+        Gms__MetaPut put = GMS__META_PUT__INIT;
+        put.n_entries = count;
+        put.entries = pointers;
+        Gms__Frame request = GMS__FRAME__INIT;
+        request.body_case = GMS__FRAME__BODY_META_PUT;
+        request.meta_put = &put;
+        *ret_put = count;
+        return handle_do(g, &request);
+}
+
+int gms_metadata_put(struct gms *g, const struct gms_metadata *entries, size_t n) {
+        _cleanup_handle_ struct gms *held = NULL;
+        int r = handle_enter_holder(g, &held);
+        if (r == 0 && n > 0)
+                r = sized_check(entries, "struct gms_metadata");
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                struct gms_metadata e;
+                sized_load(&e, sizeof(e), sized_at(entries, i));
+                r = check_entry(g, &e);
+        }
+        for (size_t done = 0, put = 0; r == 0 && done < n; done += put)
+                r = put_some(g, sized_at(entries, done), n - done, &put);
+        return r;
+}
+
+/* ---- by keys */
+
+static int check_keys(const char *const *keys, size_t n) {
+        int r = n > 0 && !keys ? error_set(-EINVAL, "metadata: no keys given") : 0;
+        for (size_t i = 0; r == 0 && i < n; i++)
+                r = check_key(keys[i]);
+        return r;
+}
+
+/* How many of the keys fit one request. */
+static size_t keys_that_fit(const char *const *keys, size_t n) {
+        size_t count = 0;
+        for (size_t cost = 0; count < n; count++) {
+                cost += ENTRY_COST + strlen(keys[count]);
+                if (cost > WIRE_PAYLOAD_MAX)
+                        break;
+        }
+        return count;
+}
+
+/* Asks for the first of the keys; the daemon answers with as many as fit its frame. */
+static int get_some(struct gms *g, const char *const *keys, size_t n, struct gather *to, size_t *ret_got) {
+        Gms__MetaGet get = GMS__META_GET__INIT;
+        get.n_keys = keys_that_fit(keys, n);
+        get.keys = (char **)(uintptr_t)keys;
+        Gms__Frame request = GMS__FRAME__INIT;
+        request.body_case = GMS__FRAME__BODY_META_GET;
+        request.meta_get = &get;
+        _cleanup_frame_ Gms__Frame *reply = NULL;
+        int r = handle_call(g, &request, GMS__FRAME__BODY_METADATA, &reply);
+        if (r < 0)
+                return r;
+
+        size_t got = reply->metadata->n_entries;
+        if (got == 0 || got > get.n_keys || (got < get.n_keys && !reply->metadata->more))
+                return error_set(-EPROTO, "the daemon sent %zu metadata entries for %zu keys", got, get.n_keys);
+        *ret_got = got;
+        return gather_add(to, reply->metadata);
+}
+
+int gms_metadata_get(struct gms *g, const char *const *keys, size_t n, struct gms_metadata_list *ret) {
+        _cleanup_handle_ struct gms *held = NULL;
+        int r = handle_enter_holder(g, &held);
+        if (r == 0)
+                r = check_list(ret);
+        if (r == 0)
+                r = check_keys(keys, n);
+
+        _cleanup_(gather_done) struct gather found = {};
+        for (size_t done = 0, got = 0; r == 0 && done < n; done += got)
+                r = get_some(g, keys + done, n - done, &found, &got);
+        return r < 0 ? r : gather_finish(&found, ret);
+}
+
+int gms_metadata_delete(struct gms *g, const char *const *keys, size_t n) {
+        _cleanup_handle_ struct gms *held = NULL;
+        int r = handle_enter_holder(g, &held);
+        if (r == 0)
+                r = check_keys(keys, n);
+        for (size_t done = 0; r == 0 && done < n;) {
+                Gms__MetaDelete delete = GMS__META_DELETE__INIT;
+                delete.n_keys = keys_that_fit(keys + done, n - done);
+                delete.keys = (char **)(uintptr_t)(keys + done);
+                Gms__Frame request = GMS__FRAME__INIT;
+                request.body_case = GMS__FRAME__BODY_META_DELETE;
+                request.meta_delete = &delete;
+                r = handle_do(g, &request);
+                done += delete.n_keys;
+        }
+        return r;
+}
+
+/* ---- listing */
+
+static int list(struct gms *g, const char *store, const char *prefix, struct gms_metadata_list *ret) {
+        _cleanup_(gather_done) struct gather found = {};
+        char after[GMS_KEY_SIZE] = "";
+        for (bool more = true; more;) {
+                Gms__MetaList page = GMS__META_LIST__INIT;
+                page.prefix = (char *)prefix;
+                page.after = after;
+                page.store = (char *)store;
+                Gms__Frame request = GMS__FRAME__INIT;
+                request.body_case = GMS__FRAME__BODY_META_LIST;
+                request.meta_list = &page;
+                _cleanup_frame_ Gms__Frame *reply = NULL;
+                int r = handle_call(g, &request, GMS__FRAME__BODY_METADATA, &reply);
+                if (r == 0)
+                        r = gather_add(&found, reply->metadata);
+                if (r < 0)
+                        return r;
+
+                const Gms__Metadata *m = reply->metadata;
+                more = m->more && m->n_entries > 0;
+                if (m->n_entries > 0)
+                        memcpy(after, m->entries[m->n_entries - 1]->key, strlen(m->entries[m->n_entries - 1]->key) + 1);
+        }
+        return gather_finish(&found, ret);
+}
+
+int gms_metadata_list(struct gms *g, const char *prefix, struct gms_metadata_list *ret) {
+        _cleanup_handle_ struct gms *held = NULL;
+        int r = handle_enter_holder(g, &held);
+        if (r == 0)
+                r = check_list(ret);
+        if (r == 0 && prefix && *prefix)
+                r = check_key(prefix);
+        return r < 0 ? r : list(g, "", prefix ? prefix : "", ret);
+}
+
+int gms_query_metadata(struct gms *g, const char *store, struct gms_metadata_list *ret) {
+        _cleanup_handle_ struct gms *held = NULL;
+        int r = handle_enter_session(g, &held);
+        if (r == 0)
+                r = check_list(ret);
+        if (r == 0 && (!store || !*store))
+                r = error_set(-EINVAL, "query: no store was named");
+        return r < 0 ? r : list(g, store, "", ret);
+}
