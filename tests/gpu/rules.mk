@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+#
+# One folder that runs on a GPU machine without development packages: build/gpu-bundle/run
+
+BUNDLE := $(BUILD)/gpu-bundle
+BUNDLE_BIN := $(BUILD)/gmsd $(BUILD)/gmsctl $(BUILD)/tests/contract $(BUILD)/tests/integration $(BUILD)/tests/demo/demo \
+	$(BUILD)/tests/bench/bench
+
+.PHONY: gpu-bundle
+gpu-bundle: all $(BUNDLE_BIN) tests/gpu/run
+	$(Q)rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/bin $(BUNDLE)/lib
+	$(Q)cp $(BUNDLE_BIN) $(BUNDLE)/bin && cp tests/gpu/run $(BUNDLE) && cp -P $(BUILD)/libgmsclient.so* $(BUNDLE)/lib
+	$(Q)LD_LIBRARY_PATH=$(BUILD) ldd $(BUNDLE)/bin/* | awk '$$2 == "=>" && $$3 ~ /^\// { print $$3 }' | sort -u | \
+		grep -vE '/(ld-linux|libc|libm|libdl|libpthread|librt|libgmsclient|libcuda|libnvidia)[-.0-9a-z]*\.so' | xargs -r cp -Lt $(BUNDLE)/lib
+	$(Q)strip --strip-debug $(BUNDLE)/bin/* $(BUNDLE)/lib/*.so*
+	$(Q)du -sh $(BUNDLE)
