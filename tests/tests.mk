@@ -14,6 +14,7 @@ $(UNIT_TESTS:%=check-unit-%): check-unit-%: $(BUILD)/tests/unit_%
 check: $(UNIT_TESTS:%=check-unit-%)
 
 include tests/fakecuda/rules.mk
+include tests/contract/rules.mk
 include tests/demo/rules.mk
 include tests/cli/rules.mk
 
