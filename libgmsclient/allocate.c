@@ -186,7 +186,8 @@ static int begin_layout(struct gms *g) {
                 return error_set(-EBUSY, "allocate: this handle still has an earlier layout of %zu allocations mapped; "
                                          "gms_unmap_all() first, or build with another handle", g->known.n);
         if (g->work.allocations > 0)
-                return error_set(-EBUSY, "allocate: the session took over a layout; gms_attach() to it first");
+                return error_set(-EBUSY, "allocate: the session took over a sealed layout, whose shape is fixed; build another one "
+                                         "with GMS_MODE_RW");
         space_take(g->vmm, g->known.at, g->known.n);
         g->known.n = 0;
         g->known.id = (struct layout_id){};
@@ -259,6 +260,8 @@ int gms_free(struct gms *g, uint64_t id) {
         int r = handle_enter_holder(g, &held);
         if (r < 0)
                 return r;
+        if (handle_writes(g) && handle_is_current(g) && !layout_find_id(&g->known, id))
+                return error_set(-ENOENT, "free: the layout has no allocation with id %" PRIu64, id);
         /* The daemon first: it may refuse, and then nothing has changed here. */
         r = free_ids(g, &id, 1);
         struct mapping *m = r == 0 && handle_is_current(g) ? layout_find_id(&g->known, id) : NULL;

@@ -64,8 +64,10 @@ static const struct {
         [GMS__STATUS__IDENTITY] = { -EKEYREJECTED, "what is published has another identity than demanded" },
         [GMS__STATUS__REVOKED] = { -EKEYREVOKED, "an administrator took the lock away; disconnect and connect again" },
         [GMS__STATUS__INTERNAL] = { -EREMOTEIO, "the daemon failed; its log says more" },
+        [GMS__STATUS__TOO_LARGE] = { -EFBIG, "more was asked for than there can ever be" },
+        [GMS__STATUS__OUT_OF_RANGE] = { -ERANGE, "an offset is not inside its allocation" },
 };
-_Static_assert(ARRAY_SIZE(statuses) == GMS__STATUS__INTERNAL + 1, "a status without an errno");
+_Static_assert(ARRAY_SIZE(statuses) == GMS__STATUS__OUT_OF_RANGE + 1, "a status without an errno");
 
 int error_status(Gms__Status status, const char *text) {
         if (status <= GMS__STATUS__OK || (size_t)status >= ARRAY_SIZE(statuses))

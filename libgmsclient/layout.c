@@ -64,9 +64,7 @@ struct mapping *layout_find_id(const struct layout *l, uint64_t id) {
 
 int layout_id_from(struct layout_id *id, const Gms__Layout *layout) {
         *id = (struct layout_id){};
-        if (!layout)
-                return 0;
-        if (layout->hash.len == 0) /* a layout that nobody has fixed yet */
+        if (!layout || (layout->generation == 0 && !layout->sealed)) /* still being built */
                 return 0;
         if (layout->hash.len != GMS_HASH_SIZE)
                 return error_set(-EPROTO, "the daemon sent a layout hash of %zu bytes; %d were expected", layout->hash.len,
@@ -74,8 +72,14 @@ int layout_id_from(struct layout_id *id, const Gms__Layout *layout) {
         id->known = true;
         id->epoch = layout->epoch;
         id->generation = layout->generation;
-        memcpy(id->hash, layout->hash.data, GMS_HASH_SIZE);
+        layout_hash_from(id->hash, layout);
         return 0;
+}
+
+void layout_hash_from(uint8_t ret_hash[GMS_HASH_SIZE], const Gms__Layout *layout) {
+        memset(ret_hash, 0, GMS_HASH_SIZE);
+        if (layout->hash.len == GMS_HASH_SIZE)
+                memcpy(ret_hash, layout->hash.data, GMS_HASH_SIZE);
 }
 
 bool layout_id_same(const struct layout_id *a, const struct layout_id *b) {

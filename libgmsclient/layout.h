@@ -32,8 +32,10 @@ void layout_remove(struct layout *l, struct mapping *m);
 struct mapping *layout_find_id(const struct layout *l, uint64_t id);
 struct mapping *layout_find_slot(const struct layout *l, uint64_t slot);
 
-/* What the wire says; NULL: not published. -EPROTO with a text. */
+/* What the wire says. -EPROTO with a text. */
 int layout_id_from(struct layout_id *id, const Gms__Layout *layout);
+/* The hash that the wire gives, published or not; all 0 when it gives none. */
+void layout_hash_from(uint8_t ret_hash[GMS_HASH_SIZE], const Gms__Layout *layout);
 /* Same publication, so the same bytes behind it. A sealed layout is none: its bytes change. */
 bool layout_id_equal(const struct layout_id *a, const struct layout_id *b);
 /* Both known, and of the same structure. */

@@ -103,9 +103,6 @@ int gms_state(struct gms *g, struct gms_state *ret) {
         _cleanup_frame_ Gms__Frame *reply = NULL;
         if (r == 0)
                 r = request_state(g, &reply);
-        struct layout_id id;
-        if (r == 0)
-                r = layout_id_from(&id, reply->session_state->layout);
         if (r < 0)
                 return r;
 
@@ -123,7 +120,7 @@ int gms_state(struct gms *g, struct gms_state *ret) {
                 state.allocations = s->layout->allocations;
                 state.bytes = s->layout->bytes;
                 state.sealed = s->layout->sealed;
-                memcpy(state.hash, id.hash, sizeof(state.hash));
+                layout_hash_from(state.hash, s->layout);
                 (void)snprintf(state.identity, sizeof(state.identity), "%s", s->layout->identity);
         }
         (void)snprintf(state.store_state, sizeof(state.store_state), "%s", s->store_state);

@@ -137,11 +137,9 @@ static int add_store(struct array *to, const Gms__Store *from) {
         s->draining_bytes = from->draining_bytes;
         s->draining_layouts = from->draining_layouts;
 
-        struct layout_id id;
-        r = layout_id_from(&id, from->layout);
-        if (r < 0 || !from->layout)
-                return r;
-        memcpy(s->hash, id.hash, sizeof(s->hash));
+        if (!from->layout)
+                return 0;
+        layout_hash_from(s->hash, from->layout);
         TEXT(s->identity, from->layout->identity);
         s->sealed = from->layout->sealed;
         s->allocations = from->layout->allocations;
