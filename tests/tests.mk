@@ -17,5 +17,7 @@ include tests/fakecuda/rules.mk
 include tests/contract/rules.mk
 include tests/demo/rules.mk
 include tests/cli/rules.mk
+include tests/bench/rules.mk
+include tests/fuzz/rules.mk
 
 .PRECIOUS: $(BUILD)/obj/%.o
