@@ -238,7 +238,7 @@ static int run(const struct ctl *ctl) {
         if (ctl->json)
                 return json_print_consume(json_pack("{s:o, s:I, s:o}", "store", store_json(stores), "bytes", JSON_N(total),
                                                     "files", files_json(sources, n, allocations)));
-        printf("%s: published %zu file%s, %s in %.2f s (%s/s), as generation %" PRIu64 "\n", stores->name, n,
+        printf("%s: published %zu file%s, %s in %.3f s (%s/s), as generation %" PRIu64 "\n", stores->name, n,
                n == 1 ? "" : "s", text_size(total).s, seconds,
                text_size((uint64_t)((double)total / MAX(seconds, 1e-6))).s, stores->generation);
         return CTL_OK;

@@ -47,6 +47,11 @@ static void built(char *path, size_t room, const char *name) {
 
 /* ---- the fixture */
 
+const char *run_gpu(void) {
+        const char *device = getenv("GMS_TEST_DEVICE");
+        return device && device[0] && strcmp(device, "host") != 0 ? device : NULL;
+}
+
 void run_setup(void) {
         fds_before = count_entries("/proc/self/fd");
         snprintf(run_dir, sizeof(run_dir), "/tmp/gms-cli-XXXXXX");
@@ -69,7 +74,7 @@ static void start_gmsd(void) {
                 _exit(1);
         int log = open(run_path("gmsd.log"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
         (void)dup2(log, STDERR_FILENO);
-        execl(gmsd, gmsd, "--socket", run_socket, "--device", "host", NULL);
+        execl(gmsd, gmsd, "--socket", run_socket, "--device", "host", run_gpu() ? "--device" : NULL, run_gpu(), NULL);
         _exit(127);
 }
 
@@ -81,7 +86,9 @@ static bool is_ready(void) {
 
         if (gms_open(&g, run_socket, NULL) < 0 || gms_connect(g, &options) < 0)
                 return false;
-        bool ready = gms_query_devices(g, &devices, &n) == 0 && n > 0 && strcmp(devices[0].state, "ready") == 0;
+        bool ready = gms_query_devices(g, &devices, &n) == 0 && n > 0;
+        for (size_t i = 0; i < n; i++)
+                ready &= strcmp(devices[i].state, "ready") == 0;
         gms_array_free(devices);
         return ready;
 }

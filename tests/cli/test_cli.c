@@ -459,7 +459,7 @@ END_TEST
 
 /* ---- publishing and fetching */
 
-START_TEST(round_trip) {
+static void check_round_trip(const char *store) {
         static const struct {
                 const char *name;
                 size_t size;
@@ -469,7 +469,7 @@ START_TEST(round_trip) {
         };
         for (size_t i = 0; i < ARRAY_SIZE(files); i++)
                 run_make_file(files[i].name, files[i].size);
-        const char *args[] = { "publish", STORE, "--json", "--identity", "v1", NULL, NULL, NULL, NULL, NULL, NULL, NULL };
+        const char *args[] = { "publish", store, "--json", "--identity", "v1", NULL, NULL, NULL, NULL, NULL, NULL, NULL };
         char paths[ARRAY_SIZE(files)][512];
         for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
                 snprintf(paths[i], sizeof(paths[i]), "%s/%s", run_dir, files[i].name);
@@ -490,21 +490,41 @@ START_TEST(round_trip) {
                 ck_assert_uint_eq(size, files[i].size);
                 ck_assert_int_eq(number(json_array_get(json_object_get(document, "files"), i), "bytes"), (json_int_t)size);
 
-                _cleanup_outcome_ struct outcome to_stdout = ctl("fetch", STORE, files[i].name, NULL);
+                _cleanup_outcome_ struct outcome to_stdout = ctl("fetch", store, files[i].name, NULL);
                 ck_assert_msg(to_stdout.code == 0, "%s", to_stdout.err);
                 ck_assert_uint_eq(to_stdout.out_size, size);
                 ck_assert_int_eq(memcmp(to_stdout.out, bytes, size), 0);
 
-                _cleanup_outcome_ struct outcome to_file = ctl("fetch", STORE, files[i].name, "-o", run_path("out"), NULL);
+                _cleanup_outcome_ struct outcome to_file = ctl("fetch", store, files[i].name, "-o", run_path("out"), NULL);
                 ck_assert_msg(to_file.code == 0, "%s", to_file.err);
                 ck_assert(run_file_is("out", bytes, size));
 
                 _cleanup_outcome_ struct outcome json =
-                        ctl("fetch", STORE, files[i].name, "-o", run_path("out"), "--json", NULL);
+                        ctl("fetch", store, files[i].name, "-o", run_path("out"), "--json", NULL);
                 _cleanup_json_ json_t *fetched = outcome_json(&json);
                 ck_assert_int_eq(number(fetched, "bytes"), (json_int_t)size);
                 ck_assert(run_file_is("out", bytes, size));
         }
+}
+
+START_TEST(round_trip) {
+        check_round_trip(STORE);
+}
+END_TEST
+
+START_TEST(round_trip_gpu) {
+        char store[64];
+        snprintf(store, sizeof(store), "%s/test", run_gpu());
+        check_round_trip(store);
+
+        _cleanup_outcome_ struct outcome o = ctl("status", "--json", NULL);
+        _cleanup_json_ json_t *document = outcome_json(&o);
+        const json_t *gpu = find(json_object_get(document, "devices"), "name", run_gpu());
+        ck_assert_ptr_nonnull(gpu);
+        ck_assert_int_eq(strncmp(text(gpu, "uuid"), "GPU-", 4), 0);
+        ck_assert_str_ne(text(gpu, "model"), "");
+        ck_assert_int_gt(number(gpu, "owned"), 10 << 20);
+        ck_assert_int_ge(number(gpu, "total"), number(gpu, "free"));
 }
 END_TEST
 
@@ -772,6 +792,7 @@ END_TEST
 int main(void) {
         Suite *suite = suite_create("gmsctl");
         TCase *alone = tcase_create("alone"), *look = tcase_create("look"), *copy = tcase_create("copy");
+        TCase *gpu = tcase_create("gpu");
 
         tcase_add_checked_fixture(alone, run_setup, run_teardown);
         tcase_add_test(alone, help);
@@ -813,9 +834,17 @@ int main(void) {
         tcase_add_test(copy, full_stdout);
         tcase_add_test(copy, progress);
 
+        tcase_add_checked_fixture(gpu, run_setup_gmsd, run_teardown);
+        tcase_set_timeout(gpu, 120);
+        tcase_add_test(gpu, round_trip_gpu);
+
         suite_add_tcase(suite, alone);
         suite_add_tcase(suite, look);
         suite_add_tcase(suite, copy);
+        if (run_gpu())
+                suite_add_tcase(suite, gpu);
+        else
+                printf("skipped: no GPU in $GMS_TEST_DEVICE for gpu\n");
         SRunner *runner = srunner_create(suite);
         srunner_run_all(runner, CK_NORMAL);
         int failed = srunner_ntests_failed(runner);
