@@ -34,8 +34,12 @@ static unsigned count_entries(const char *path) {
         return n;
 }
 
-/* This program is BUILD/tests/cli/test_cli, the binaries are in BUILD. */
-static void built(char *path, size_t room, const char *name) {
+/* $GMSD and $GMSCTL, else beside this program's folders: it is BUILD/tests/cli/test_cli, they are in BUILD. */
+static void built(char *path, size_t room, const char *name, const char *variable) {
+        if (getenv(variable)) {
+                snprintf(path, room, "%s", getenv(variable));
+                return;
+        }
         ssize_t n = readlink("/proc/self/exe", path, room - 32);
         ck_assert_int_gt(n, 0);
         path[n] = '\0';
@@ -64,7 +68,7 @@ static void start_gmsd(void) {
         char gmsd[1024];
         pid_t parent = getpid();
 
-        built(gmsd, sizeof(gmsd), "gmsd");
+        built(gmsd, sizeof(gmsd), "gmsd", "GMSD");
         run_gmsd = fork();
         ck_assert_int_ge(run_gmsd, 0);
         if (run_gmsd > 0)
@@ -137,7 +141,7 @@ void spawn_start(struct spawn *s) {
                 ck_assert_uint_lt(i, ARRAY_SIZE(argv) - 4);
                 argv[i + 3] = s->args[i];
         }
-        built(gmsctl, sizeof(gmsctl), "gmsctl");
+        built(gmsctl, sizeof(gmsctl), "gmsctl", "GMSCTL");
         s->caught_out = catcher(s->out_fd);
         s->caught_err = catcher(s->err_fd);
         s->pid = fork();
