@@ -501,6 +501,7 @@ START_TEST(metadata_in_one_block) {
                 ck_assert_uint_eq(list.entries[i].slot, i);
                 ck_assert_uint_eq(list.entries[i].value_size, i % 3);
                 ck_assert_mem_eq(list.entries[i].value, "ab", i % 3);
+                ck_assert_uint_eq((uintptr_t)list.entries[i].value % 8, 0);
         }
         gms_metadata_free(&list);
         gms_metadata_free(&list); /* twice is harmless */
