@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -45,8 +44,8 @@ static void built(char *path, size_t room, const char *name, const char *variabl
         path[n] = '\0';
         for (unsigned up = 0; up < 3; up++)
                 *strrchr(path, '/') = '\0';
-        strcat(path, "/");
-        strcat(path, name);
+        size_t len = strlen(path);
+        snprintf(path + len, room - len, "/%s", name);
 }
 
 /* ---- the fixture */
@@ -187,14 +186,7 @@ struct outcome spawn_end(struct spawn *s) {
         return o;
 }
 
-struct outcome ctl(const char *arg, ...) {
-        const char *args[48] = { arg };
-        va_list ap;
-
-        va_start(ap, arg);
-        for (size_t i = 1; arg && i < ARRAY_SIZE(args) - 1 && args[i - 1]; i++)
-                args[i] = va_arg(ap, const char *);
-        va_end(ap);
+struct outcome run_ctl(const char *const *args) {
         struct spawn s = { .args = args, .out_fd = -1, .err_fd = -1 };
         spawn_start(&s);
         return spawn_end(&s);

@@ -22,8 +22,9 @@ void run_setup(void);      /* a directory, no daemon */
 void run_setup_gmsd(void);
 void run_teardown(void);
 
-/* gmsctl --socket SOCKET ARG...; arguments end with NULL. */
-struct outcome ctl(const char *arg, ...) __attribute__((sentinel));
+/* gmsctl --socket SOCKET ARG... */
+#define ctl(...) run_ctl((const char *const[]){ __VA_ARGS__, NULL })
+struct outcome run_ctl(const char *const *args);
 void outcome_done(struct outcome *o);
 
 /* The same, with more said about the process. Descriptors not named are caught. */

@@ -262,7 +262,9 @@ static const char *default_gmsd(char *path, size_t room) {
                 if (slash)
                         *slash = '\0';
         }
-        return strcat(path, "/gmsd");
+        size_t len = strlen(path);
+        snprintf(path + len, room - len, "/gmsd");
+        return path;
 }
 
 int main(int argc, char **argv) {
