@@ -61,6 +61,13 @@ void test_add(struct test *t);
         }                                                                                                            \
         static void group##_##case_(void)
 
+/* As ck_assert_msg(), for what others do meanwhile: it does not say where it was when all is well. */
+#define must(condition, ...)                                                                                         \
+        do {                                                                                                         \
+                if (!(condition))                                                                                    \
+                        _ck_assert_failed(__FILE__, __LINE__, #condition, __VA_ARGS__);                              \
+        } while (0)
+
 /* ---- the machine */
 
 struct machine {

@@ -179,7 +179,7 @@ static void choose_device(void) {
         const char *dir = fake_machine();
         (void)setenv("FAKECUDA_DIR", dir, 1);
         (void)mkdir(dir, 0777);
-        (void)setenv("FAKECUDA_MEMORY", m.test->memory ? m.test->memory : "1G", 1);
+        (void)setenv("FAKECUDA_MEMORY", m.test->memory ? m.test->memory : "8G", 1);
         (void)setenv("FAKECUDA_DEVICES", m.test->devices ? m.test->devices : "1", 1);
         m.knobs = fakecuda_open(getenv("FAKECUDA_DIR"));
         ck_assert_ptr_nonnull(m.knobs);
