@@ -207,10 +207,8 @@ static void act_stale(struct stage *s, struct cast *c) {
         stage_check(s, a.result == -ESTALE && a.mapped == 0 && a.rss == 0,
                     "his old addresses are not mapped to a new structure:");
         stage_quote(s, a.text);
-        a = ask(c->ben, SLEEP); /* as the text says */
-        if (a.result == 0)
-                a = ask(c->ben, ATTACH);
-        if (stage_check(s, a.result == 0 && a.mapped == 1, "he lets go of the old one and takes the new one in %.2f ms%s%s", a.ms,
+        a = ask(c->ben, ATTACH); /* as the text says */
+        if (stage_check(s, a.result == 0 && a.mapped == 1, "he takes the new one in %.2f ms%s%s", a.ms,
                         a.text[0] ? ": " : "", a.text))
                 check_bytes(s, c->ben, 3);
 }
