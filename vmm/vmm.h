@@ -108,7 +108,7 @@ int vmm_map(struct vmm *v, vmm_handle handle, uint64_t address, uint64_t size);
  * is in the way. `address` 0: anywhere, and the addresses are reserved with it, to be given back by vmm_unreserve of
  * just this range once it is unmapped. Else inside a reservation of this process where nothing is mapped. On the host an
  * attach costs 1.2 times a bare mmap anywhere, 1.5 times inside a larger reservation; import, map, protect and release
- * cost 3 times. 0, VMM_E_REFUSED (as import and map), -EINVAL, -ENOMEM, other negative errno.
+ * cost 3 to 4 times. On CUDA both cost what the driver's calls cost. 0, VMM_E_REFUSED (as import and map), -EINVAL, -ENOMEM, other negative errno.
  */
 int vmm_attach(struct vmm *v, int fd, uint64_t address, uint64_t size, enum vmm_access access, uint64_t *ret_address);
 /*

@@ -59,7 +59,7 @@ static int host_room(struct vmm *v, uint64_t *ret_total, uint64_t *ret_free) {
         ssize_t n = pread(to_host(v)->meminfo_fd, text, sizeof(text) - 1, 0);
         text[MAX(n, 0)] = '\0';
 
-        uint64_t total, available;
+        uint64_t total = 0, available = 0;
         if (meminfo_field(text, "MemTotal:", &total) < 0 || meminfo_field(text, "MemAvailable:", &available) < 0)
                 return vmm_fail(v, VMM_E_REFUSED, "/proc/meminfo does not tell the memory available");
         *ret_total = total;
@@ -114,7 +114,8 @@ static int host_create(struct vmm *v, uint64_t size, int *ret_fd) {
 /* ---- addresses */
 
 static int map_failed(struct vmm *v, const char *what) {
-        return errno == ENOMEM ? vmm_fail_errno(v, ENOMEM, what) : vmm_fail(v, VMM_E_REFUSED, "%s: %s", what, strerror(errno));
+        int code = errno == ENOMEM ? -ENOMEM : VMM_E_REFUSED;
+        return vmm_fail(v, code, "%s: %s", what, strerror(errno));
 }
 
 static int reserve_at(struct vmm *v, uint64_t address, uint64_t size) {

@@ -704,7 +704,7 @@ START_TEST(nothing_works_in_a_forked_child) {
         pid_t pid = fork();
         ck_assert_int_ge(pid, 0);
         if (pid == 0)
-                _exit(d->cuDeviceGetCount(&n) == CUDA_ERROR_NOT_INITIALIZED && d->cuInit(0) == CUDA_ERROR_NOT_INITIALIZED ? 0 : 1);
+                _exit(d->cuDeviceGetCount(&n) != CUDA_ERROR_NOT_INITIALIZED || d->cuInit(0) != CUDA_ERROR_NOT_INITIALIZED);
         ck_assert_int_eq(waitpid(pid, &status, 0), pid);
         ck_assert_int_eq(status, 0);
 }

@@ -16,7 +16,7 @@ static int usage(void) {
 static bool parse_error(const char *name, int *ret_result) {
 #define PARSE_ERROR(error) \
         if (strcmp(name, #error) == 0) \
-                return *ret_result = error, true;
+                return *ret_result = (error), true;
         FAKECUDA_ERRORS(PARSE_ERROR)
         return false;
 }

@@ -471,7 +471,8 @@ END_TEST
 /* ---- finding devices */
 
 START_TEST(names_that_are_none) {
-        static const char *const names[] = { "", "gpu0", "cuda", "cuda:", "cuda:x", "cuda:0x", "cuda:-1", "host:", "GPU", "0" };
+        static const char *const names[] = { "",        "gpu0",  "cuda", "cuda:", "cuda:x", "cuda:0x",
+                                             "cuda:-1", "host:", "GPU",  "0" };
         for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
                 text[0] = '\0';
                 ck_r(vmm_open(&vmm, names[i], text, sizeof(text)), -EINVAL);
