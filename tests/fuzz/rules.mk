@@ -2,3 +2,4 @@
 #
 # What the unit tests share with the fuzz targets.
 $(BUILD)/tests/unit_wire: $(BUILD)/obj/tests/fuzz/sample.o
+$(BUILD)/tests/unit_store: $(BUILD)/obj/tests/fuzz/store_model.o
