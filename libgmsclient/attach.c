@@ -108,7 +108,10 @@ static int attach_same(struct gms *g) {
                 layout_done(&fresh);
                 return r == -ESTALE ? stale_explain(g, 0, &g->work.id) : r;
         }
-        layout_done(&g->known); /* the addresses have gone over */
+        /* The addresses have gone over to `fresh`. Whether it is the session's, and which publication, is the caller's. */
+        fresh.id = g->known.id;
+        fresh.current = g->known.current;
+        layout_done(&g->known);
         g->known = fresh;
         return 0;
 }
@@ -255,8 +258,8 @@ static int put_back(struct gms *g, const struct mapping *before, int error) {
                 r = mappings_apply(g->vmm, g->known.at, g->known.n);
         }
         error_restore(&why);
-        return r < 0 ? error_add(error, "; what was mapped before could not be mapped again either: gms_unmap_all() and "
-                                        "gms_remap_all() try it anew") : error;
+        return r < 0 ? error_add(error, "; what was mapped before could not all be mapped again either: gms_attach() "
+                                        "tries it anew") : error;
 }
 
 static int exchange(struct gms *g, uint64_t generation, const struct layout_id *now) {

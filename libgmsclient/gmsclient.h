@@ -48,9 +48,16 @@ extern "C" {
 
 struct gms;
 
-/* Initialises a growing struct: struct gms_layout l = GMS_INIT(struct gms_layout); */
+/* Initialises a growing struct: struct gms_state s = GMS_INIT(struct gms_state); */
 #ifdef __cplusplus
-#define GMS_INIT(type) type{sizeof(type)}
+} /* a template has no C linkage */
+template <typename T> inline T gms_init() {
+        T t = T();
+        t.size = sizeof(T);
+        return t;
+}
+extern "C" {
+#define GMS_INIT(type) gms_init<type>()
 #else
 #define GMS_INIT(type) { .size = sizeof(type) }
 #endif

@@ -141,13 +141,13 @@ int gms_open(struct gms **ret_handle, const char *socket, const char *store) {
 
 /*
  * In a forked child: what is the child's own goes, and nothing is said to the daemon. Host mappings were copied by fork()
- * and are taken down. CUDA's were not, and its driver must not be called in a child that has not initialised it: the vmm
- * is left alone.
+ * and are taken down. CUDA's were not, and its driver must not be called in a child of a process that has initialised it:
+ * only the memory of the struct goes, which begins with its vmm whatever the kind.
  */
 static void handle_abandon(struct gms *g) {
         if (g->vmm && strcmp(g->vmm->device.uuid, "host") != 0) {
                 space_done(&g->space, NULL);
-                g->vmm = NULL;
+                free(steal_ptr(&g->vmm));
         }
         handle_free(g);
 }

@@ -14,8 +14,13 @@ $(UNIT_TESTS:%=check-unit-%): check-unit-%: $(BUILD)/tests/unit_%
 check: $(UNIT_TESTS:%=check-unit-%)
 
 include tests/fakecuda/rules.mk
+include tests/client/rules.mk
+include libgmsclient/examples/rules.mk
 include tests/contract/rules.mk
 include tests/demo/rules.mk
 include tests/cli/rules.mk
+include tests/integration/rules.mk
+include tests/bench/rules.mk
+include tests/fuzz/rules.mk
 
 .PRECIOUS: $(BUILD)/obj/%.o

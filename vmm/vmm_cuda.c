@@ -101,7 +101,7 @@ static int cuda_create(struct vmm *v, uint64_t size, int *ret_fd) {
         r = result(c, "cuMemCreate", cr);
         if (r != 0) {
                 c->room = 0; /* whatever was believed */
-                return cr == CUDA_ERROR_OUT_OF_MEMORY ? VMM_E_NO_MEMORY : r;
+                return cr == CUDA_ERROR_OUT_OF_MEMORY ? VMM_E_NO_MEMORY : descriptors_exhausted() ? -EMFILE : r;
         }
 
         int fd = -1;

@@ -580,7 +580,7 @@ START_TEST(addresses_in_use_are_not_given_back) {
 END_TEST
 
 START_TEST(fixed_addresses) {
-        static const CUdeviceptr wanted[] = { 0x500000000000, 0x200000000000, 0x600000000000 };
+        static const CUdeviceptr wanted[] = { 0x500000000000, 0x200000000000, 0x7e0000000000 };
         for (size_t i = 0; i < ARRAY_SIZE(wanted); i++) {
                 CUdeviceptr first, second;
                 ck_ok(d->cuMemAddressReserve(&first, SIZE, 0, wanted[i], 0));

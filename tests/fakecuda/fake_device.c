@@ -72,12 +72,6 @@ int fake_by_uuid(const char *text, size_t len) {
         return -1;
 }
 
-void fake_count_call(enum fakecuda_function f) {
-        set_up_once();
-        knobs->knobs[f].calls++;
-        (void)fakecuda_futex(&knobs->knobs[f].calls, FUTEX_WAKE, INT32_MAX, NULL);
-}
-
 /* Takes one of the times a knob is to turn. */
 static bool take_turn(struct fakecuda_knob *k) {
         uint32_t left = k->times;
@@ -87,11 +81,14 @@ static bool take_turn(struct fakecuda_knob *k) {
         return left != 0;
 }
 
-int fake_turn(enum fakecuda_function f) {
+int fake_enter(enum fakecuda_function f) {
         set_up_once();
         struct fakecuda_knob *k = &knobs->knobs[f];
         uint32_t cleared = knobs->cleared;
-        if (!take_turn(k))
+        bool turned = take_turn(k);
+        k->calls++; /* whoever waits for this call may count on the turn being taken */
+        (void)fakecuda_futex(&k->calls, FUTEX_WAKE, INT32_MAX, NULL);
+        if (!turned)
                 return 0;
 
         struct timespec rest = { k->delay_us / 1000000, (long)(k->delay_us % 1000000) * 1000 };
@@ -108,9 +105,4 @@ int fake_turn(enum fakecuda_function f) {
                 (void)raise(SIGKILL);
         }
         return 0;
-}
-
-int fake_enter(enum fakecuda_function f) {
-        fake_count_call(f);
-        return fake_turn(f);
 }

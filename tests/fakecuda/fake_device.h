@@ -19,10 +19,7 @@ void fake_uuid(unsigned index, CUuuid *ret_uuid);
 int fake_by_uuid(const char *text, size_t len);
 
 /*
- * At the beginning of every function: counts the call and does what the knob says. Returns the result to fail with, 0 to
- * go on. May not return.
+ * In every function: counts the call and does what the knob says. Returns the result to fail with, 0 to go on. May not
+ * return.
  */
 int fake_enter(enum fakecuda_function f);
-/* The two halves of it, for a function that takes something between them. */
-void fake_count_call(enum fakecuda_function f);
-int fake_turn(enum fakecuda_function f);

@@ -190,7 +190,7 @@ CUresult cuDriverGetVersion(int *version) {
 }
 
 CUresult cuGetErrorName(CUresult result, const char **name) {
-        fake_count_call(FAKECUDA_cuGetErrorName);
+        (void)fake_enter(FAKECUDA_cuGetErrorName);
         *name = fakecuda_error_name(result);
         return *name ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
@@ -303,42 +303,40 @@ static CUresult new_handle(struct handle values, uint64_t offset, int fd, CUmemG
         return CUDA_SUCCESS;
 }
 
-static CUresult create(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop) {
-        unsigned device = visible[prop->location.id];
-        _cleanup_close_ int fd = -1;
-        uint64_t offset;
-        pthread_mutex_lock(&mutex);
-        int r = fake_memory_create(memory[device], size, &fd, &offset);
-        pthread_mutex_unlock(&mutex);
-        if (r != 0)
-                return r == -ENOMEM ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_OPERATING_SYSTEM;
-
-        /* The memory is taken: whoever is killed here has to lose it again. */
-        r = fake_turn(FAKECUDA_cuMemCreate);
-        if (r != 0)
-                return (CUresult)r;
-
-        LOCKED;
-        CUresult cr = new_handle((struct handle){ .device = device, .size = size, .fd = fd, .types = prop->requestedHandleTypes },
-                                 offset, fd, handle);
-        if (cr == CUDA_SUCCESS)
-                (void)steal_fd(&fd);
-        return cr;
-}
-
-CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
-                     unsigned long long flags) {
-        fake_count_call(FAKECUDA_cuMemCreate);
+static CUresult take_memory(size_t size, const CUmemAllocationProp *prop, int *ret_fd, uint64_t *ret_offset) {
         if (!initialised)
                 return CUDA_ERROR_NOT_INITIALIZED;
-        CUresult r = check_prop(prop);
-        if (r != CUDA_SUCCESS)
-                return r;
-        if (!whole_units(size) || flags != 0)
+        CUresult cr = check_prop(prop);
+        if (cr != CUDA_SUCCESS)
+                return cr;
+        if (!whole_units(size))
                 return CUDA_ERROR_INVALID_VALUE;
         if (prop->requestedHandleTypes & CU_MEM_HANDLE_TYPE_FABRIC)
                 return CUDA_ERROR_NOT_PERMITTED;
-        return create(handle, size, prop);
+        LOCKED;
+        int r = fake_memory_create(memory[visible[prop->location.id]], size, ret_fd, ret_offset);
+        if (r != 0)
+                return r == -ENOMEM ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_OPERATING_SYSTEM;
+        return CUDA_SUCCESS;
+}
+
+/* The knob comes last: whoever is killed or fails here has taken the memory, and has to lose it again. */
+CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
+                     unsigned long long flags) {
+        _cleanup_close_ int fd = -1;
+        uint64_t offset;
+        CUresult r = flags == 0 ? take_memory(size, prop, &fd, &offset) : CUDA_ERROR_INVALID_VALUE;
+        int turned = fake_enter(FAKECUDA_cuMemCreate);
+        if (turned != 0 || r != CUDA_SUCCESS)
+                return turned != 0 ? (CUresult)turned : r;
+
+        LOCKED;
+        unsigned device = visible[prop->location.id];
+        r = new_handle((struct handle){ .device = device, .size = size, .fd = fd, .types = prop->requestedHandleTypes },
+                       offset, fd, handle);
+        if (r == CUDA_SUCCESS)
+                (void)steal_fd(&fd);
+        return r;
 }
 
 CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {

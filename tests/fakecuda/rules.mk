@@ -24,3 +24,7 @@ fakecuda: $(FAKECUDA_LIBS) $(FAKECUDA)/fakecuda
 # Runs what follows with fake devices of its own: $(call with_fakecuda,program)
 with_fakecuda = dir=$$(mktemp -d /dev/shm/fakecuda.XXXXXX) && trap 'rm -rf "$$dir"' EXIT && \
 	LD_LIBRARY_PATH=$(abspath $(FAKECUDA))$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH} FAKECUDA_DIR=$$dir $(1)
+
+# This one looks for the fake beside itself.
+$(BUILD)/obj/tests/unit/test_vmm.o: CPPFLAGS += -Itests/fakecuda
+check-unit-vmm: $(FAKECUDA_LIBS)

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+/*
+ * One good frame of every kind, made from the protocol's own description: a message that is added to gms.proto is tested
+ * and fuzzed without a line here.
+ */
+#include "wire.h"
+
+/* How many kinds of body a frame can have. */
+size_t sample_kinds(void);
+/*
+ * A frame of that kind with every field set; lists and texts get `size` elements, 0 leaves everything out. Release it
+ * with wire_free(). Aborts without memory.
+ */
+Gms__Frame *sample_frame(size_t kind, unsigned size);
