@@ -111,7 +111,7 @@ static int make_client(struct folded *f, const Gmsj__Client *from, struct client
 static int fold_client(struct folded *f, const Gmsj__Client *from) {
         struct client *c;
         int r = make_client(f, from, &c);
-        if (r < 0 || !*from->store)
+        if (r < 0)
                 return r;
         struct store **s = find_store(f, from->store);
         if (!s)
@@ -152,9 +152,8 @@ static int fold_ask(struct folded *f, const Gmsj__Change *ch) {
         const Gmsj__Ask *ask = ch->ask;
         struct client *c;
         int r = ask->client ? make_client(f, ask->client, &c) : -EBADMSG;
-        if (r < 0 || !*ch->store)
+        if (r < 0)
                 return r;
-
         struct store **at = find_store(f, ch->store), *s = at ? *at : NULL;
         if (s && s->epoch != ask->epoch) {
                 /* Forgotten when it was idle, and made again. */
@@ -187,11 +186,8 @@ static int fold_ask(struct folded *f, const Gmsj__Change *ch) {
 }
 
 static int fold_leave(struct client *c) {
-        int r = 0;
-        if (c->claim) {
-                struct change change = { .type = CHANGE_LEAVE, .claim = c->claim };
-                r = apply(c->store, &change);
-        }
+        struct change change = { .type = CHANGE_LEAVE, .claim = c->claim };
+        int r = apply(c->store, &change);
         client_free(c);
         return r;
 }
@@ -263,12 +259,10 @@ static int fold_change(struct folded *f, const Gmsj__Change *ch) {
         if (ch->session == 0)
                 return fold_anonymous(f, ch);
         struct client *c = find_client(f, ch->session);
-        if (!c)
+        if (!c || !c->claim)
                 return -EBADMSG;
         if (ch->what_case == GMSJ__CHANGE__WHAT_LEAVE)
                 return fold_leave(c);
-        if (!c->claim)
-                return -EBADMSG;
         c->answered = ch->serial;
 
         struct change change = { .claim = c->claim };
@@ -406,8 +400,7 @@ void fold_fill_client(Gmsj__Client *to, const struct client *c) {
         to->since_ms = c->since;
         to->deadline_ms = c->deadline;
         to->hello = c->hello;
-        if (c->store)
-                to->store = c->store->name;
+        to->store = c->store->name;
 }
 
 static int pack_change(Gmsj__Change *change, uint8_t **ret_bytes, size_t *ret_len) {
@@ -555,24 +548,6 @@ int fold_pack_change(const struct store *store, const char *device_uuid, const s
                 break;
         default:
                 abort();
-        }
-        return pack_change(&out, ret_bytes, ret_len);
-}
-
-int fold_pack_observer(uint64_t session, const struct client *client, uint8_t **ret_bytes, size_t *ret_len) {
-        Gmsj__Change out = GMSJ__CHANGE__INIT;
-        Gmsj__Client who;
-        Gmsj__Ask ask = GMSJ__ASK__INIT;
-        Gmsj__Leave leave = GMSJ__LEAVE__INIT;
-        out.session = session;
-        if (client) {
-                fold_fill_client(&who, client);
-                ask.client = &who;
-                out.what_case = GMSJ__CHANGE__WHAT_ASK;
-                out.ask = &ask;
-        } else {
-                out.what_case = GMSJ__CHANGE__WHAT_LEAVE;
-                out.leave = &leave;
         }
         return pack_change(&out, ret_bytes, ret_len);
 }

@@ -11,7 +11,7 @@
 
 #define FOLD_VERSION 1u /* of the records; an older one is read, a newer one is refused */
 
-/* A session, as far as it outlives the daemon. */
+/* A session on a store, as far as it outlives the daemon. Those that only look do not: they come again. */
 struct client {
         struct list link;     /* folded.clients, by id */
         uint64_t id;
@@ -22,7 +22,7 @@ struct client {
         uint64_t since;       /* ms, as is the deadline; both CLOCK_MONOTONIC */
         uint64_t deadline;    /* 0: for ever */
         uint64_t hello;       /* serial */
-        struct store *store;  /* NULL: it only looks */
+        struct store *store;
         struct claim *claim;
         uint64_t answered;    /* serial of its last change, and what it takes to answer it again */
         uint64_t first_id, first_slot;
@@ -64,7 +64,5 @@ int fold_pack(Gmsj__Record *record, uint8_t **ret_bytes, size_t *ret_len);
 /* Packs a change of a store before it is applied. `client` goes with CHANGE_ASK. -ENOMEM. */
 int fold_pack_change(const struct store *store, const char *device_uuid, const struct change *change, uint64_t serial,
                      const struct client *client, uint8_t **ret_bytes, size_t *ret_len);
-/* The same for a session that only looks: it comes (client), or goes (NULL). */
-int fold_pack_observer(uint64_t session, const struct client *client, uint8_t **ret_bytes, size_t *ret_len);
 /* Points into `c`. */
 void fold_fill_client(Gmsj__Client *to, const struct client *c);
