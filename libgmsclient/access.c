@@ -107,7 +107,10 @@ int gms_protect(struct gms *g, uint64_t id, uint32_t access) {
 
 /* ---- copying */
 
-static int may_copy(const struct mapping *m, uint64_t offset, uint64_t bytes, uint32_t access, const char *what) {
+static int may_copy(const struct mapping *m, uint64_t offset, const void *other, uint64_t bytes, uint32_t access,
+                    const char *what) {
+        if (!other && bytes > 0)
+                return error_set(-EINVAL, "%s: no memory of the caller's was given", what);
         if (offset > m->bytes || bytes > m->bytes - offset)
                 return error_set(-ERANGE, "%s: %" PRIu64 " bytes at offset %" PRIu64 " of allocation %" PRIu64 ", which has %" PRIu64,
                                  what, bytes, offset, m->id, m->bytes);
@@ -125,7 +128,7 @@ int gms_write(struct gms *g, uint64_t id, uint64_t offset, const void *from, uin
         if (r < 0)
                 return r;
         const struct mapping *m = find(g, id);
-        r = m ? may_copy(m, offset, bytes, GMS_ACCESS_READ_WRITE, "write") : -ENOENT;
+        r = m ? may_copy(m, offset, from, bytes, GMS_ACCESS_READ_WRITE, "write") : -ENOENT;
         if (r < 0 || bytes == 0)
                 return r;
         r = vmm_copy_in(g->vmm, m->address + offset, from, bytes);
@@ -138,7 +141,7 @@ int gms_read(struct gms *g, uint64_t id, uint64_t offset, void *to, uint64_t byt
         if (r < 0)
                 return r;
         const struct mapping *m = find(g, id);
-        r = m ? may_copy(m, offset, bytes, GMS_ACCESS_READ, "read") : -ENOENT;
+        r = m ? may_copy(m, offset, to, bytes, GMS_ACCESS_READ, "read") : -ENOENT;
         if (r < 0 || bytes == 0)
                 return r;
         r = vmm_copy_out(g->vmm, m->address + offset, to, bytes);

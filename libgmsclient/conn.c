@@ -265,8 +265,8 @@ int conn_call(struct conn *c, Gms__Frame *request, Gms__Frame__BodyCase expected
                 return error_errno(r, "request");
         c->serial++;
 
-        uint64_t patience;
-        if (__builtin_add_overflow(wait_ms, CONN_PATIENCE_MS, &patience))
+        uint64_t patience = c->serial == 1 ? CONN_PATIENCE_HELLO_MS : CONN_PATIENCE_MS;
+        if (__builtin_add_overflow(wait_ms, patience, &patience))
                 patience = CONN_FOREVER;
         _cleanup_frame_ Gms__Frame *reply = NULL;
         _cleanup_(fdset_freep) struct fdset *fds = NULL;

@@ -13,8 +13,12 @@
 #include "fdset.h"
 #include "wire.h"
 
-/* A daemon that says nothing for so long, beyond any deadline of the request itself, is taken for dead. */
+/*
+ * A daemon that says nothing for so long, beyond any deadline of the request itself, is taken for dead. Sooner for the
+ * first request, while there is no session to lose.
+ */
 #define CONN_PATIENCE_MS 60000u
+#define CONN_PATIENCE_HELLO_MS 5000u
 #define CONN_FOREVER UINT64_MAX
 
 struct conn {
@@ -49,7 +53,7 @@ static inline bool conn_is_open(const struct conn *c) {
 /*
  * Sends a request and waits for its reply, which has the body `expected` and is the caller's to wire_free(). *ret_fds
  * may be NULL when the reply cannot carry descriptors; else it is an owning set or NULL. `wait_ms` is how long the daemon
- * itself may take; CONN_PATIENCE_MS comes on top.
+ * itself may take; its patience comes on top.
  * Negative errno with a text: what error_status() makes of a refusal; -ENOTCONN, -ECONNRESET, -ETIMEDOUT, -EPROTO,
  * -EMFILE (descriptors got lost on the way); after these and after -EINTR the connection is closed. -EFBIG (does not
  * fit one frame), -ENOMEM.

@@ -13,7 +13,9 @@
  *     failure in the calling thread: what was asked, what is, what to do.
  *   - Sizes and offsets are bytes. Times are milliseconds. Addresses are device addresses for GPUs (CUdeviceptr), and
  *     ordinary pointers for host stores.
- *   - Structs that begin with `size` may grow: set it with GMS_INIT or to sizeof. Unused fields are 0.
+ *   - Structs that begin with `size` may grow: set it with GMS_INIT or to sizeof. Unused fields are 0. In an array of the
+ *     caller's, the first one's size is that of all. An array that the library made is stepped through by its [0].size
+ *     if the program may run with a later library than it was compiled for.
  *   - Thread-safe: calls on one handle are serialised. A call that waits holds its handle; other handles go on.
  *   - After fork() a handle works in the parent only. In the child every call on it returns -ECHILD; gms_close() there
  *     releases the child's memory and leaves the parent's lock and mappings alone.
@@ -25,12 +27,15 @@
  *   -EINVAL        an argument that can never be right
  *   -ENOTCONN      not connected
  *   -ECONNRESET    the daemon has gone; mappings stay valid, the lock is lost; connect again
+ *   -ETIMEDOUT     the daemon said nothing for a minute beyond any deadline; disconnected
  *   -EKEYREVOKED   an administrator took the lock away; disconnect and connect again
  *   -EPROTO        the daemon said something this library does not understand
- *   -EMFILE        no file descriptors are left in this process
+ *   -EMFILE        no file descriptors are left in this process. When those that came with a reply were lost over it,
+ *                  the handle is disconnected: raise the limit and connect again
  *   -ENOBUFS       a limit of the daemon is reached
  *   -EREMOTEIO     the daemon failed; its log says more
  *   -ENOMEM        no memory in this process or on the device
+ *   -EIO           the device's driver refused; the text has its words
  *   -ECHILD        the handle was inherited over fork()
  */
 #include <stddef.h>
@@ -115,8 +120,9 @@ struct gms_connect_options {
 };
 
 /*
- * Connects and waits for the lock. For RW_OR_RO and ADOPT, gms_state() tells what was granted. Mappings of an earlier
- * connection stay as they are: after unmapping, gms_remap_all() brings them back if the structure is the same.
+ * Connects and waits for the lock. For RW_OR_RO and ADOPT, gms_state() tells what was granted. Events of an earlier
+ * connection are dropped; its mappings stay as they are: after unmapping, gms_remap_all() brings them back if the
+ * structure is the same.
  * -ENOENT       no socket there: gmsd is not running
  * -ECONNREFUSED a socket, but nobody listens: gmsd has died
  * -EACCES       the socket may not be used by this user
@@ -124,7 +130,7 @@ struct gms_connect_options {
  * -ENODEV       the daemon has no such device, or this process cannot see that GPU
  * -EIO          the device is faulted
  * -EBUSY        deadline 0 and the lock is not free
- * -ETIMEDOUT    the deadline passed
+ * -ETIMEDOUT    the deadline passed; or the daemon said nothing for five seconds beyond it
  * -EKEYREJECTED another identity than demanded is published
  * -EISCONN      connected already
  * -EINTR        a signal arrived while waiting; not connected
@@ -149,10 +155,11 @@ struct gms_allocation {
 
 /*
  * Writers: allocates physical memory and maps it read-write. Waits up to 5 s for memory unless gms_set_deadline() said
- * otherwise. `ret` may be NULL. One round trip to the daemon.
+ * otherwise. `ret` may be NULL. One round trip to the daemon. What the handle remembers of an earlier layout is forgotten
+ * with the first allocation of a new one, addresses included; it must be unmapped.
  * -EINVAL     size 0, or a tag over 64 bytes or with control characters
  * -EACCES     the session is a reader
- * -EBUSY      the layout is sealed
+ * -EBUSY      the layout is sealed; or an earlier layout is still mapped: gms_unmap_all() first
  * -ENOMEM     no room on the device within the deadline; -EFBIG  more than the whole device
  * -EIO        the device is faulted
  */
@@ -160,12 +167,13 @@ GMS_PUBLIC int gms_allocate(struct gms *g, uint64_t bytes, const char *tag, stru
 
 /*
  * Allocates n at once, all or none: bytes[i], tags[i] (tags may be NULL, and so may each). `ret` is NULL or an array of
- * n structs whose `size` is set. Round trips: one, and one for each further 253 allocations. Errors as gms_allocate().
+ * n structs; the first one's `size` is set. Their addresses ascend without gaps. Round trips: one for each 253
+ * allocations. Errors as gms_allocate().
  */
 GMS_PUBLIC int gms_allocate_many(struct gms *g, size_t n, const uint64_t *bytes, const char *const *tags,
                                  struct gms_allocation *ret);
 
-/* How long allocations wait for memory, from now on. Milliseconds; 0: not at all. The default is 5,000. */
+/* How long allocations wait for memory, from now on. Milliseconds; 0: not at all; GMS_FOREVER. The default is 5,000. */
 GMS_PUBLIC int gms_set_deadline(struct gms *g, uint64_t deadline_ms);
 
 /*
@@ -176,12 +184,18 @@ GMS_PUBLIC int gms_free(struct gms *g, uint64_t id);
 
 /*
  * Maps every allocation of the session's layout: readers read-only, writers that adopted a layout read-write. All or
- * nothing. What is mapped already stays. Addresses ascend in slot order inside one reservation.
- * Round trips: one for each 253 allocations, and one for metadata it needs none of.
+ * nothing. What is mapped already stays. Addresses ascend in slot order inside one reservation. Of an earlier layout that
+ * is unmapped, one of the same structure gets its addresses back; one of another is forgotten, addresses included.
+ * Round trips: one for each 253 allocations; metadata needs none.
+ * -EBUSY   another generation or layout is still mapped: gms_unmap_all() first
+ * -EACCES  the session looks only
  */
 GMS_PUBLIC int gms_attach(struct gms *g);
 
-/* How many allocations the handle knows (attached or allocated); fills `ret`, an array of `room` structs whose `size` is set. */
+/*
+ * How many allocations the handle knows (attached or allocated), connected or not; fills `ret`, an array of `room`
+ * structs of which the first one's `size` is set, in slot order. No round trip.
+ */
 GMS_PUBLIC int gms_allocations(struct gms *g, struct gms_allocation *ret, size_t room, size_t *ret_n);
 
 /* One allocation by its slot. -ENOENT. */
@@ -191,14 +205,17 @@ GMS_PUBLIC int gms_find(struct gms *g, uint64_t slot, struct gms_allocation *ret
 
 /*
  * Reserves `bytes` of address space for this handle's mappings, exactly at `address`, or anywhere when 0. Mappings are
- * placed in it in slot order from then on, so processes that reserve the same address see the same pointers.
- * -EEXIST the addresses are in use; -EINVAL not aligned to the granularity; -ENODEV.
+ * placed in it in slot order from then on, so processes that reserve the same address see the same pointers, unless the
+ * writer freed allocations in between. What does not fit goes elsewhere. It stays until the handle is closed.
+ * -EEXIST the addresses are in use; -EINVAL not aligned to the granularity (gms_state() tells it); -ENODEV before the
+ * handle's first connection with a lock, which tells the device.
  */
 GMS_PUBLIC int gms_reserve(struct gms *g, uint64_t address, uint64_t bytes, uint64_t *ret_address);
 
 /*
  * Gives all physical memory back and keeps every address. The session, if connected, keeps its lock. For GPUs the
- * caller makes sure that no work on the memory is under way. Costs one driver call a mapping.
+ * caller makes sure that no work on the memory is under way. No round trip; the driver's work is by mapping (a GPU's is
+ * 14-90 us each). -EIO some are still mapped; the text says how many.
  */
 GMS_PUBLIC int gms_unmap_all(struct gms *g);
 
@@ -207,34 +224,43 @@ GMS_PUBLIC int gms_unmap_all(struct gms *g);
  * *ret_changed (may be NULL): 1 when the generation is another, so the contents may have changed; else 0.
  * -ESTALE  the structure differs from what was mapped before; the text says how. Nothing was mapped.
  * -EBUSY   something is still mapped
+ * After -ESTALE gms_attach() takes the new structure, at new addresses.
  */
 GMS_PUBLIC int gms_remap_all(struct gms *g, int *ret_changed);
 
 /*
  * Readers: moves to the newest generation at the same addresses. *ret_changed (may be NULL): 0 when there is none newer.
  * Between the old bytes and the new each mapping is away for a moment: the caller makes sure that nobody reads.
- * All or nothing: on failure the old generation is still mapped and held.
- * -ESTALE the new structure differs, the text says how; -EKEYREJECTED not the identity demanded at connect; -EACCES writer.
+ * While everything is unmapped only the session moves, and gms_remap_all() maps the new generation.
+ * All or nothing: on failure the old generation is still mapped and held. Should the driver refuse to map the old one
+ * again, the text says so, and gms_attach() tries anew.
+ * -ESTALE  the new structure differs, the text says how; a new connection attaches to it
+ * -EKEYREJECTED not the identity demanded at connect
+ * -ENOENT  nothing is published any more
+ * -EBUSY   only a part is mapped, or what is mapped is of an earlier connection: gms_unmap_all(), gms_remap_all()
+ * -EACCES  a writer
  */
 GMS_PUBLIC int gms_refresh(struct gms *g, int *ret_changed);
 
 /*
- * Changes the access of one mapping, or of all with id GMS_ALL. A reader may lower its own access, never raise it above
- * read. -EACCES, -ENOENT; -ENOTCONN only when it would raise access.
+ * Changes the access of one mapping, or of all that are mapped with id GMS_ALL. A reader may lower its own access, never
+ * raise it above read. All or nothing. -EACCES; -ENOENT no such id, or not mapped; -ENOTCONN only when it would raise
+ * access; -EIO.
  */
 #define GMS_ALL UINT64_MAX
 GMS_PUBLIC int gms_protect(struct gms *g, uint64_t id, uint32_t access);
 
 /*
  * Copies bytes into or out of a mapped allocation, host or GPU; returns when they are there.
- * -ENOENT no such id; -ERANGE past its end; -EACCES the mapping does not allow it; -EIO the driver refused.
+ * -ENOENT no such id; -ERANGE past the end of the bytes asked for; -EACCES the mapping does not allow it, or is unmapped;
+ * -EIO the driver refused.
  */
 GMS_PUBLIC int gms_write(struct gms *g, uint64_t id, uint64_t offset, const void *from, uint64_t bytes);
 GMS_PUBLIC int gms_read(struct gms *g, uint64_t id, uint64_t offset, void *to, uint64_t bytes);
 
 /*
  * The descriptor of an allocation, for other transports (dma-buf, RDMA, another process). The caller closes it, and
- * knows: an open descriptor keeps the physical memory. -ENOENT.
+ * knows: an open descriptor keeps the physical memory. Needs no mapping. One round trip. -ENOENT; -EACCES looks only.
  */
 GMS_PUBLIC int gms_export(struct gms *g, uint64_t id, int *ret_fd);
 
@@ -244,7 +270,7 @@ struct gms_metadata {
         uint32_t size;
         uint32_t value_size; /* bytes, at most GMS_VALUE_MAX */
         const char *key;     /* at most 512 bytes, no control characters */
-        const void *value;
+        const void *value;   /* in lists of the library's: aligned to 8 bytes */
         uint64_t slot;
         uint64_t offset;     /* bytes into the allocation, below its size */
 };
@@ -257,8 +283,9 @@ struct gms_metadata_list {
 };
 
 /*
- * Writers: puts n entries, replacing those of the same keys, all or none within each 60,000 bytes.
- * -ENOENT no such slot; -ERANGE the offset is not inside its allocation; -EACCES; -EBUSY sealed; -EFBIG over the limits.
+ * Writers: puts n entries, replacing those of the same keys, all or none within each 60,000 bytes, which is a round trip.
+ * -ENOENT no such slot; -ERANGE the offset is not inside its allocation; -EACCES; -EBUSY sealed; -EFBIG a key or value
+ * over the limits; -EINVAL no key, or with control characters.
  */
 GMS_PUBLIC int gms_metadata_put(struct gms *g, const struct gms_metadata *entries, size_t n);
 
@@ -268,7 +295,7 @@ GMS_PUBLIC int gms_metadata_get(struct gms *g, const char *const *keys, size_t n
 /* All entries whose keys begin with `prefix` ("" or NULL: all). */
 GMS_PUBLIC int gms_metadata_list(struct gms *g, const char *prefix, struct gms_metadata_list *ret);
 
-/* Writers: deletes n keys, all or none. -ENOENT, -EACCES, -EBUSY. */
+/* Writers: deletes n keys, all or none within each 60,000 bytes of keys. -ENOENT, -EACCES, -EBUSY sealed. */
 GMS_PUBLIC int gms_metadata_delete(struct gms *g, const char *const *keys, size_t n);
 
 GMS_PUBLIC void gms_metadata_free(struct gms_metadata_list *list);
@@ -290,7 +317,8 @@ GMS_PUBLIC int gms_discard(struct gms *g);
 /*
  * Writers: publishes what was built, atomically, under `identity` (NULL: none), and protects the mappings in place. The
  * session goes on as a reader of it, with no moment between in which another writer can come in. An empty layout is
- * allowed. The caller's writes to the memory are finished (GPU: synchronised) before. -EACCES reader.
+ * allowed. The caller's writes to the memory are finished (GPU: synchronised) before. -EACCES reader. -EIO or -ENOMEM with
+ * a text that says "IS published": it is, and only making the mappings read-only failed; gms_protect() tries it again.
  */
 GMS_PUBLIC int gms_commit(struct gms *g, const char *identity, uint32_t flags);
 
@@ -307,7 +335,7 @@ struct gms_state {
         uint64_t waiters;             /* sessions that wait for the store's lock */
         uint64_t granularity;         /* of the device */
         uint32_t sealed;
-        uint32_t mapped;              /* 1 when everything the handle knows is mapped */
+        uint32_t mapped;              /* 1 when everything the handle knows is mapped, and that is something */
         uint8_t hash[GMS_HASH_SIZE];  /* of the layout's structure */
         char store_state[16];         /* EMPTY, RW, COMMITTED, RO, SEALED */
         char identity[GMS_IDENTITY_SIZE];
@@ -332,10 +360,16 @@ struct gms_event {
         char text[256];
 };
 
-/* A descriptor that polls readable while an event may be waiting; for any loop. The handle's: do not read or close it. */
+/*
+ * A descriptor that polls readable while an event may be waiting; for any loop. The same over the handle's life, connected
+ * or not. The handle's: do not read or close it. Or a negative errno.
+ */
 GMS_PUBLIC int gms_get_fd(struct gms *g);
 
-/* Takes the next event, without waiting. 1: *ret is filled. 0: there is none. Negative errno. */
+/*
+ * Takes the next event, without waiting for the daemon (another thread's call on the handle is waited for). Of each kind
+ * the latest is kept. 1: *ret is filled. 0: there is none. Negative errno: -EINVAL, -ECHILD.
+ */
 GMS_PUBLIC int gms_dispatch(struct gms *g, struct gms_event *ret);
 
 /* ---- looking at the daemon: any connected handle, mode NONE included. Snapshots are the caller's to free. */

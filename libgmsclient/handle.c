@@ -262,7 +262,7 @@ int gms_connect(struct gms *g, const struct gms_connect_options *options) {
         events_clear(&g->events);
         (void)snprintf(g->identity, sizeof(g->identity), "%s", o.identity ? o.identity : "");
         uint64_t patience;
-        if (__builtin_add_overflow(o.deadline_ms, CONN_PATIENCE_MS, &patience))
+        if (__builtin_add_overflow(o.deadline_ms, CONN_PATIENCE_HELLO_MS, &patience))
                 patience = CONN_FOREVER;
         r = conn_open(&g->conn, g->socket, patience);
         if (r == 0)

@@ -27,23 +27,29 @@ static int grow(void **array, size_t *room, size_t need, size_t element) {
         return 0;
 }
 
+/* An entry's bytes are its value, aligned for whatever the caller keeps in it, and its key. */
+static size_t value_at(size_t used) {
+        return (used + 7) & ~(size_t)7;
+}
+
 static int gather_entry(struct gather *g, const Gms__MetaEntry *e) {
         size_t key_size = strlen(e->key) + 1;
         if (e->value.len > GMS_VALUE_MAX || key_size > GMS_KEY_SIZE)
                 return error_set(-EPROTO, "the daemon sent a metadata entry that is over the limits");
         int r = grow((void **)&g->entries, &g->room, g->n + 1, sizeof(*g->entries));
         if (r == 0)
-                r = grow((void **)&g->bytes, &g->bytes_room, g->used + key_size + e->value.len, 1);
+                r = grow((void **)&g->bytes, &g->bytes_room, value_at(g->used) + e->value.len + key_size, 1);
         if (r < 0)
                 return r;
 
-        memcpy(g->bytes + g->used, e->key, key_size);
+        size_t at = value_at(g->used);
         if (e->value.len > 0)
-                memcpy(g->bytes + g->used + key_size, e->value.data, e->value.len);
+                memcpy(g->bytes + at, e->value.data, e->value.len);
+        memcpy(g->bytes + at + e->value.len, e->key, key_size);
         g->entries[g->n++] = (struct gms_metadata){
                 .size = sizeof(*g->entries), .value_size = (uint32_t)e->value.len, .slot = e->slot, .offset = e->offset,
         };
-        g->used += key_size + e->value.len;
+        g->used = at + e->value.len + key_size;
         return 0;
 }
 
@@ -64,13 +70,13 @@ int gather_finish(struct gather *g, struct gms_metadata_list *ret) {
                 if (!list.entries)
                         return error_errno(-ENOMEM, "metadata");
                 memcpy(list.entries, g->entries, entries_size);
-                char *at = (char *)list.entries + entries_size;
-                memcpy(at, g->bytes, g->used);
-                for (size_t i = 0; i < g->n; i++) {
+                char *bytes = (char *)list.entries + entries_size;
+                memcpy(bytes, g->bytes, g->used);
+                for (size_t i = 0, at = 0; i < g->n; i++) {
                         struct gms_metadata *e = &list.entries[i];
-                        e->key = at;
-                        e->value = at + strlen(at) + 1;
-                        at += strlen(at) + 1 + e->value_size;
+                        e->value = bytes + value_at(at);
+                        e->key = bytes + value_at(at) + e->value_size;
+                        at = value_at(at) + e->value_size + strlen(e->key) + 1;
                 }
         }
         sized_store(ret, ret->size, &list, sizeof(list));

@@ -8,9 +8,9 @@
 #include "wire.h"
 
 struct gather {
-        struct gms_metadata *entries; /* keys and values as offsets into `bytes`, until the end */
+        struct gms_metadata *entries; /* without keys and values, until the end */
         size_t n, room;
-        char *bytes;
+        char *bytes;                  /* values and keys, entry after entry */
         size_t used, bytes_room;
 };
 

@@ -61,6 +61,7 @@ int stale_explain(struct gms *g, uint64_t generation, const struct layout_id *no
         if (r < 0)
                 return r;
         return error_set(-ESTALE, "the structure of %s changed: %zu allocations were known, %" PRIu64 " are there; %s; layout "
-                                  "hash was %s, is %s. To take the new one: gms_unmap_all(), gms_attach()",
-                         g->store, g->known.n, n, difference, hex(&g->known.id).s, hex(now).s);
+                                  "hash was %s, is %s. To take the new one: %s",
+                         g->store, g->known.n, n, difference, hex(&g->known.id).s, hex(now).s,
+                         generation == 0 ? "gms_attach()" : "gms_unmap_all(), then connect anew and gms_attach()");
 }

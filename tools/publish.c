@@ -198,50 +198,61 @@ static int connect_writer(const struct ctl *ctl, struct gms **ret_handle) {
         return CTL_OK;
 }
 
-static int run(const struct ctl *ctl) {
-        _cleanup_gms_ struct gms *g = NULL, *look = NULL;
-        _cleanup_array_ struct gms_store *stores = NULL;
-        size_t n = (size_t)ctl->argc - 1, n_stores = 0;
-        _cleanup_free_ struct source *sources = calloc(n, sizeof(*sources));
-        _cleanup_free_ struct gms_allocation *allocations = calloc(n, sizeof(*allocations));
-        struct progress progress;
-        uint64_t total;
+static int publish(const struct ctl *ctl, const struct source *sources, size_t n, struct gms_allocation *allocations,
+                   struct progress *progress) {
+        _cleanup_gms_ struct gms *g = NULL;
 
-        if (!sources || !allocations)
-                return refuse("out of memory");
-        int r = sources_name(sources, n, ctl->argv + 1);
-        if (r == CTL_OK)
-                r = sources_measure(sources, n, &total);
-        ctl_catch_signals();
-        if (r == CTL_OK)
-                r = ctl_look(ctl, &look); /* before anything is published: what comes after should not fail */
-        if (r == CTL_OK)
-                r = connect_writer(ctl, &g);
+        int r = connect_writer(ctl, &g);
         if (r != CTL_OK)
                 return r;
-
-        progress_start(&progress, total, false);
-        r = build(g, sources, n, allocations, &progress);
-        progress_end(&progress);
+        progress_start(progress, progress->total, false);
+        r = build(g, sources, n, allocations, progress);
+        progress_end(progress);
         if (r != CTL_OK)
                 return r;
         if (ctl_interrupted)
                 return refuse("interrupted");
         r = gms_commit(g, ctl->identity, GMS_COMMIT_LEAVE);
-        if (r < 0)
-                return refuse_call(r);
+        return r < 0 ? refuse_call(r) : CTL_OK;
+}
 
-        double seconds = progress_seconds(&progress);
-        r = gms_query_stores(look, ctl->argv[0], &stores, &n_stores);
+static int report(const struct ctl *ctl, struct gms *look, const struct source *sources, size_t n,
+                  const struct gms_allocation *allocations, const struct progress *progress) {
+        _cleanup_array_ struct gms_store *stores = NULL;
+        double seconds = MAX(progress_seconds(progress), 1e-6);
+        size_t n_stores = 0;
+
+        int r = gms_query_stores(look, ctl->argv[0], &stores, &n_stores);
         if (r < 0 || n_stores == 0)
                 return ctl_fail("%s is published, but: %s", ctl->argv[0], ctl_why(r));
         if (ctl->json)
-                return json_print_consume(json_pack("{s:o, s:I, s:o}", "store", store_json(stores), "bytes", JSON_N(total),
-                                                    "files", files_json(sources, n, allocations)));
-        printf("%s: published %zu file%s, %s in %.2f s (%s/s), as generation %" PRIu64 "\n", stores->name, n,
-               n == 1 ? "" : "s", text_size(total).s, seconds,
-               text_size((uint64_t)((double)total / MAX(seconds, 1e-6))).s, stores->generation);
+                return json_print_consume(json_pack("{s:o, s:I, s:o}", "store", store_json(stores), "bytes",
+                                                    JSON_N(progress->total), "files", files_json(sources, n, allocations)));
+        printf("%s: published %zu file%s, %s in %.3f s (%s/s), as generation %" PRIu64 "\n", stores->name, n,
+               n == 1 ? "" : "s", text_size(progress->total).s, seconds,
+               text_size((uint64_t)((double)progress->total / seconds)).s, stores->generation);
         return CTL_OK;
+}
+
+static int run(const struct ctl *ctl) {
+        _cleanup_gms_ struct gms *look = NULL;
+        size_t n = (size_t)ctl->argc - 1;
+        _cleanup_free_ struct source *sources = calloc(n, sizeof(*sources));
+        _cleanup_free_ struct gms_allocation *allocations = calloc(n, sizeof(*allocations));
+        struct progress progress = { 0 };
+
+        if (!sources || !allocations)
+                return refuse("out of memory");
+        int r = sources_name(sources, n, ctl->argv + 1);
+        if (r == CTL_OK)
+                r = sources_measure(sources, n, &progress.total);
+        if (r == CTL_OK)
+                r = ctl_look(ctl, &look); /* before anything is published: what comes after should not fail */
+        if (r != CTL_OK)
+                return r;
+        ctl_catch_signals();
+        r = publish(ctl, sources, n, allocations, &progress);
+        return r == CTL_OK ? report(ctl, look, sources, n, allocations, &progress) : r;
 }
 
 const struct command command_publish = {

@@ -48,8 +48,8 @@ static int print_table(const struct gms_session *sessions, size_t n) {
                 table_cell(&t, "%" PRIu64, s->pid);
                 table_cell(&t, "%" PRIu64, s->uid);
                 table_cell(&t, "%s", text_mode(s->mode));
-                table_cell(&t, "%s", s->waiting ? "waiting" : is_holding(s) ? "holding" : "-");
-                table_cell(&t, "%s", s->store[0] ? s->store : "-");
+                table_cell(&t, "%s", s->waiting ? "waiting" : is_holding(s) ? "holding" : "");
+                table_cell(&t, "%s", s->store);
                 table_cell(&t, "%" PRIu64, s->generation);
                 table_cell(&t, "%s", text_size(s->bytes).s);
                 table_cell(&t, "%s", text_age(s->age_ms).s);

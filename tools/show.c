@@ -79,8 +79,16 @@ static int store_print(const struct gms_store *s) {
         table_cell(&t, "identity");
         table_cell(&t, "%s", s->identity);
         table_cell(&t, "size");
-        table_cell(&t, "%s (%s being built, %s draining in %" PRIu64 " older)", text_size(s->bytes).s,
-                   text_size(s->building_bytes).s, text_size(s->draining_bytes).s, s->draining_layouts);
+        table_cell(&t, "%s", text_size(s->bytes).s);
+        if (s->building_bytes > 0) {
+                table_cell(&t, "being built");
+                table_cell(&t, "%s", text_size(s->building_bytes).s);
+        }
+        if (s->draining_layouts > 0) {
+                table_cell(&t, "draining");
+                table_cell(&t, "%s in %" PRIu64 " older layout%s", text_size(s->draining_bytes).s, s->draining_layouts,
+                           s->draining_layouts == 1 ? "" : "s");
+        }
         return table_print(&t);
 }
 

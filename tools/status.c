@@ -59,7 +59,7 @@ static int devices_print(const struct gms_device *devices, size_t n) {
 
 /* Why a device does not serve is too long for a column. */
 static int troubles_print(const struct gms_device *devices, size_t n) {
-        static const struct column columns[] = { { "TROUBLE" }, { "" } };
+        static const struct column columns[] = { { "DEVICE" }, { "TROUBLE" } };
         struct table t;
         bool any = false;
 

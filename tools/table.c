@@ -18,6 +18,8 @@ void table_init(struct table *t, const struct column *columns, size_t n_columns)
 }
 
 static int add_cell(struct table *t, const char *text) {
+        if (!text[0])
+                text = "-"; /* a hole in a row is hard to read */
         if ((t->n_cells & (t->n_cells - 1)) == 0) { /* full at each power of two */
                 struct table_cell *more = realloc(t->cells, MAX(2 * t->n_cells, 1u) * sizeof(*more));
                 if (!more)

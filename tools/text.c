@@ -45,7 +45,7 @@ struct text text_hash(const uint8_t hash[GMS_HASH_SIZE], unsigned digits) {
         if (memcmp(hash, none, GMS_HASH_SIZE) == 0)
                 return t;
         for (unsigned i = 0; i < GMS_HASH_SIZE; i++)
-                snprintf(t.s + 2 * i, 3, "%02x", hash[i]);
+                snprintf(t.s + 2 * (size_t)i, 3, "%02x", hash[i]);
         t.s[MIN(digits, 2u * GMS_HASH_SIZE)] = '\0';
         return t;
 }
@@ -97,7 +97,7 @@ char *text_escape(const char *s, size_t n, unsigned columns, unsigned *ret_width
                         memcpy(out + end, s + i, len), end += len;
                 width += w;
                 if (columns > 0 && width > columns) {
-                        strcpy(out + cut, "...");
+                        memcpy(out + cut, "...", 3);
                         width = cut_width + 3;
                         end = cut + 3;
                         break;

@@ -9,6 +9,6 @@ $(BUILD)/tests/cli/test_cli: $(CLI_OBJS) $(BUILD)/libgmsclient.so
 		-L$(BUILD) -lgmsclient $(call pkg,--libs,jansson) $(LIBS_CHECK)
 
 .PHONY: check-cli
-check-cli: $(BUILD)/gmsd $(BUILD)/gmsctl $(BUILD)/tests/cli/test_cli
-	$(Q)$(if $(T),CK_RUN_CASE=$(T) )$(BUILD)/tests/cli/test_cli
+check-cli: $(BUILD)/gmsd $(BUILD)/gmsctl $(BUILD)/tests/cli/test_cli $(FAKECUDA_LIBS)
+	$(Q)$(call with_fakecuda,$(if $(T),CK_RUN_CASE=$(T)) GMS_TEST_DEVICE=cuda:0 $(BUILD)/tests/cli/test_cli)
 check: check-cli

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -34,18 +33,27 @@ static unsigned count_entries(const char *path) {
         return n;
 }
 
-/* This program is BUILD/tests/cli/test_cli, the binaries are in BUILD. */
-static void built(char *path, size_t room, const char *name) {
+/* $GMSD and $GMSCTL, else beside this program's folders: it is BUILD/tests/cli/test_cli, they are in BUILD. */
+static void built(char *path, size_t room, const char *name, const char *variable) {
+        if (getenv(variable)) {
+                snprintf(path, room, "%s", getenv(variable));
+                return;
+        }
         ssize_t n = readlink("/proc/self/exe", path, room - 32);
         ck_assert_int_gt(n, 0);
         path[n] = '\0';
         for (unsigned up = 0; up < 3; up++)
                 *strrchr(path, '/') = '\0';
-        strcat(path, "/");
-        strcat(path, name);
+        size_t len = strlen(path);
+        snprintf(path + len, room - len, "/%s", name);
 }
 
 /* ---- the fixture */
+
+const char *run_gpu(void) {
+        const char *device = getenv("GMS_TEST_DEVICE");
+        return device && device[0] && strcmp(device, "host") != 0 ? device : NULL;
+}
 
 void run_setup(void) {
         fds_before = count_entries("/proc/self/fd");
@@ -59,7 +67,7 @@ static void start_gmsd(void) {
         char gmsd[1024];
         pid_t parent = getpid();
 
-        built(gmsd, sizeof(gmsd), "gmsd");
+        built(gmsd, sizeof(gmsd), "gmsd", "GMSD");
         run_gmsd = fork();
         ck_assert_int_ge(run_gmsd, 0);
         if (run_gmsd > 0)
@@ -69,7 +77,7 @@ static void start_gmsd(void) {
                 _exit(1);
         int log = open(run_path("gmsd.log"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
         (void)dup2(log, STDERR_FILENO);
-        execl(gmsd, gmsd, "--socket", run_socket, "--device", "host", NULL);
+        execl(gmsd, gmsd, "--socket", run_socket, "--device", "host", run_gpu() ? "--device" : NULL, run_gpu(), NULL);
         _exit(127);
 }
 
@@ -81,7 +89,9 @@ static bool is_ready(void) {
 
         if (gms_open(&g, run_socket, NULL) < 0 || gms_connect(g, &options) < 0)
                 return false;
-        bool ready = gms_query_devices(g, &devices, &n) == 0 && n > 0 && strcmp(devices[0].state, "ready") == 0;
+        bool ready = gms_query_devices(g, &devices, &n) == 0 && n > 0;
+        for (size_t i = 0; i < n; i++)
+                ready &= strcmp(devices[i].state, "ready") == 0;
         gms_array_free(devices);
         return ready;
 }
@@ -130,7 +140,7 @@ void spawn_start(struct spawn *s) {
                 ck_assert_uint_lt(i, ARRAY_SIZE(argv) - 4);
                 argv[i + 3] = s->args[i];
         }
-        built(gmsctl, sizeof(gmsctl), "gmsctl");
+        built(gmsctl, sizeof(gmsctl), "gmsctl", "GMSCTL");
         s->caught_out = catcher(s->out_fd);
         s->caught_err = catcher(s->err_fd);
         s->pid = fork();
@@ -176,14 +186,7 @@ struct outcome spawn_end(struct spawn *s) {
         return o;
 }
 
-struct outcome ctl(const char *arg, ...) {
-        const char *args[48] = { arg };
-        va_list ap;
-
-        va_start(ap, arg);
-        for (size_t i = 1; arg && i < ARRAY_SIZE(args) - 1 && args[i - 1]; i++)
-                args[i] = va_arg(ap, const char *);
-        va_end(ap);
+struct outcome run_ctl(const char *const *args) {
         struct spawn s = { .args = args, .out_fd = -1, .err_fd = -1 };
         spawn_start(&s);
         return spawn_end(&s);
@@ -214,7 +217,7 @@ void outcome_refused(const struct outcome *o, int code) {
 /* ---- files */
 
 const char *run_path(const char *name) {
-        static char paths[4][512]; /* a few at once in one call */
+        static char paths[32][512]; /* one test needs no more */
         static unsigned next;
         char *path = paths[next++ % ARRAY_SIZE(paths)];
         snprintf(path, sizeof(paths[0]), "%s/%s", run_dir, name);
@@ -226,10 +229,12 @@ static char byte_of(const char *name, size_t i) {
 }
 
 void run_make_file(const char *name, size_t size) {
+        _cleanup_free_ char *bytes = malloc(size + 1);
         FILE *f = fopen(run_path(name), "we");
-        ck_assert_ptr_nonnull(f);
+        ck_assert(f && bytes);
         for (size_t i = 0; i < size; i++)
-                ck_assert_int_ne(putc(byte_of(name, i), f), EOF);
+                bytes[i] = byte_of(name, i);
+        ck_assert_uint_eq(fwrite(bytes, 1, size, f), size);
         ck_assert_int_eq(fclose(f), 0);
 }
 

@@ -17,12 +17,14 @@ struct outcome {
 /* The fixture: one a test. Teardown checks that gmsd ends well and no descriptor of the test is left open. */
 extern char run_dir[64], run_socket[96];
 extern pid_t run_gmsd;
-void run_setup(void);     /* a directory, no daemon */
+const char *run_gpu(void); /* $GMS_TEST_DEVICE: gmsd serves it beside host. NULL: none */
+void run_setup(void);      /* a directory, no daemon */
 void run_setup_gmsd(void);
 void run_teardown(void);
 
-/* gmsctl --socket SOCKET ARG...; arguments end with NULL. */
-struct outcome ctl(const char *arg, ...) __attribute__((sentinel));
+/* gmsctl --socket SOCKET ARG... */
+#define ctl(...) run_ctl((const char *const[]){ __VA_ARGS__, NULL })
+struct outcome run_ctl(const char *const *args);
 void outcome_done(struct outcome *o);
 
 /* The same, with more said about the process. Descriptors not named are caught. */

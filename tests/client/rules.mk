@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# The client library: its face (exported symbols, public header), its insides (tests/unit/test_client.c), and what it
-# leaves behind when the kernel fails it at any step (undo.c, with the real daemon).
+# The client library: its face (exported symbols, public header), its insides (tests/unit/test_client.c, test_va.c), and what it
+# leaves behind when the kernel fails it at any step (test_undo.c, with the real daemon).
 
 # ---- what a user may see is what the map says, and the map says what the header declares
 
@@ -30,7 +30,8 @@ check: check-exports check-header
 
 # ---- the insides: the library's objects, and none of the daemon's (they share names, not meanings)
 
-$(BUILD)/tests/unit_client: $(BUILD)/obj/tests/unit/test_client.o $(LIB_OBJS) $(VMM_OBJS) $(PROTO_OBJS)
+$(BUILD)/tests/unit_client $(BUILD)/tests/unit_va: $(BUILD)/tests/unit_%: $(BUILD)/obj/tests/unit/test_%.o $(LIB_OBJS) \
+		$(VMM_OBJS) $(PROTO_OBJS)
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS_PROTO) $(LIBS_CHECK) -ldl -lm -lpthread
 
 # ---- failures at every step

@@ -407,6 +407,17 @@ START_TEST(an_import_cannot_be_exported) {
 }
 END_TEST
 
+START_TEST(what_was_not_to_be_exported_is_not) {
+        int fd;
+        CUmemAllocationProp private = prop;
+        CUmemGenericAllocationHandle handle;
+        private.requestedHandleTypes = CU_MEM_HANDLE_TYPE_NONE;
+        ck_ok(d->cuMemCreate(&handle, SIZE, &private, 0));
+        ck_result(d->cuMemExportToShareableHandle(&fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
+                  CUDA_ERROR_INVALID_VALUE);
+}
+END_TEST
+
 START_TEST(properties_of_an_import) {
         CUmemAllocationProp found;
         ck_ok(d->cuMemGetAllocationPropertiesFromHandle(&found, import(create_fd(SIZE))));
@@ -474,7 +485,7 @@ START_TEST(maps_whole_handles_only) {
         CUdeviceptr at = reserve(2 * SIZE);
         ck_result(d->cuMemMap(at, SIZE - UNIT, UNIT, handle, 0), CUDA_ERROR_NOT_SUPPORTED);
         ck_result(d->cuMemMap(at, SIZE - UNIT, 0, handle, 0), CUDA_ERROR_NOT_SUPPORTED);
-        ck_assert_int_ne(d->cuMemMap(at, SIZE + UNIT, 0, handle, 0), CUDA_SUCCESS);
+        ck_result(d->cuMemMap(at, SIZE + UNIT, 0, handle, 0), CUDA_ERROR_NOT_SUPPORTED);
         ck_ok(d->cuMemMap(at, SIZE, 0, handle, 0));
 }
 END_TEST
@@ -483,8 +494,8 @@ START_TEST(maps_only_where_nothing_is) {
         CUmemGenericAllocationHandle a = create(SIZE), b = create(SIZE);
         CUdeviceptr at = reserve(2 * SIZE);
         ck_ok(d->cuMemMap(at, SIZE, 0, a, 0));
-        ck_assert_int_ne(d->cuMemMap(at, SIZE, 0, b, 0), CUDA_SUCCESS);
-        ck_assert_int_ne(d->cuMemMap(at + UNIT, SIZE, 0, b, 0), CUDA_SUCCESS);
+        ck_result(d->cuMemMap(at, SIZE, 0, b, 0), CUDA_ERROR_INVALID_VALUE);
+        ck_result(d->cuMemMap(at + UNIT, SIZE, 0, b, 0), CUDA_ERROR_INVALID_VALUE);
         ck_ok(d->cuMemMap(at + SIZE, SIZE, 0, b, 0));
 }
 END_TEST
@@ -493,7 +504,7 @@ START_TEST(maps_only_into_reservations) {
         CUmemGenericAllocationHandle handle = create(SIZE);
         CUdeviceptr at = reserve(SIZE);
         ck_ok(d->cuMemAddressFree(at, SIZE));
-        ck_assert_int_ne(d->cuMemMap(at, SIZE, 0, handle, 0), CUDA_SUCCESS);
+        ck_result(d->cuMemMap(at, SIZE, 0, handle, 0), CUDA_ERROR_INVALID_VALUE);
 }
 END_TEST
 
@@ -526,6 +537,19 @@ START_TEST(unmaps_and_protects_many_mappings_at_once) {
         ck_ok(d->cuMemUnmap(at + 4 * UNIT, (N - 4) * UNIT));
         ck_ok(d->cuMemUnmap(at, UNIT));
         ck_ok(d->cuMemAddressFree(at, N * UNIT));
+}
+END_TEST
+
+START_TEST(ranges_may_have_gaps) {
+        CUdeviceptr at = reserve(4 * UNIT);
+        for (uint64_t i = 0; i < 4; i += 2)
+                ck_ok(d->cuMemMap(at + i * UNIT, UNIT, 0, create(UNIT), 0));
+        protect(at, 4 * UNIT, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+        enter_context();
+        ck_ok(d->cuMemsetD8_v2(at + 2 * UNIT, 1, UNIT));
+        ck_result(d->cuMemsetD8_v2(at, 1, 3 * UNIT), CUDA_ERROR_INVALID_VALUE);
+        ck_ok(d->cuMemUnmap(at, 4 * UNIT));
+        ck_ok(d->cuMemAddressFree(at, 4 * UNIT));
 }
 END_TEST
 
@@ -565,8 +589,8 @@ END_TEST
 
 START_TEST(what_is_not_mapped_cannot_be_protected_or_copied) {
         CUdeviceptr at = reserve(SIZE);
-        ck_assert_int_ne(try_protect(at, SIZE, CU_MEM_ACCESS_FLAGS_PROT_READ), CUDA_SUCCESS);
-        ck_assert_int_ne(d->cuMemUnmap(at, SIZE), CUDA_SUCCESS);
+        ck_result(try_protect(at, SIZE, CU_MEM_ACCESS_FLAGS_PROT_READ), CUDA_ERROR_INVALID_VALUE);
+        ck_ok(d->cuMemUnmap(at, SIZE)); /* unmapping it is no error */
         enter_context();
         ck_result(d->cuMemcpyHtoD_v2(at, "x", 1), CUDA_ERROR_INVALID_VALUE);
 }
@@ -574,8 +598,11 @@ END_TEST
 
 START_TEST(addresses_in_use_are_not_given_back) {
         CUdeviceptr at = map_fd(create_fd(SIZE), SIZE, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
-        ck_assert_int_ne(d->cuMemAddressFree(at, SIZE), CUDA_SUCCESS);
-        unmap(at, SIZE);
+        ck_result(d->cuMemAddressFree(at, SIZE), CUDA_ERROR_INVALID_VALUE);
+        ck_ok(d->cuMemUnmap(at, SIZE));
+        ck_result(d->cuMemAddressFree(at, SIZE - UNIT), CUDA_ERROR_INVALID_VALUE); /* whole reservations only */
+        ck_ok(d->cuMemAddressFree(at, SIZE));
+        ck_result(d->cuMemAddressFree(at, SIZE), CUDA_ERROR_INVALID_VALUE);
 }
 END_TEST
 
@@ -589,7 +616,11 @@ START_TEST(fixed_addresses) {
                 ck_assert_uint_ne(second, wanted[i]);
                 ck_ok(d->cuMemAddressFree(second, SIZE));
                 ck_ok(d->cuMemAddressFree(first, SIZE));
+                ck_ok(d->cuMemAddressReserve(&first, SIZE, 0, wanted[i], 0));
+                ck_assert_uint_eq(first, wanted[i]);
         }
+        CUdeviceptr odd;
+        ck_result(d->cuMemAddressReserve(&odd, SIZE, 0, wanted[0] + SIZE + 4096, 0), CUDA_ERROR_INVALID_VALUE);
 }
 END_TEST
 
@@ -710,6 +741,7 @@ static Suite *contract_suite(void) {
         tcase_add_test(lifetime, a_handle_keeps_without_descriptor);
         tcase_add_test(lifetime, a_mapping_keeps_without_handle_or_descriptor);
         tcase_add_test(lifetime, an_import_cannot_be_exported);
+        tcase_add_test(lifetime, what_was_not_to_be_exported_is_not);
         tcase_add_test(lifetime, properties_of_an_import);
         tcase_add_test(lifetime, the_descriptor_is_close_on_exec);
         tcase_add_test(lifetime, new_memory_is_zeroed);
@@ -726,6 +758,7 @@ static Suite *contract_suite(void) {
         tcase_add_test(calls, maps_only_into_reservations);
         tcase_add_test(calls, unmaps_and_protects_whole_mappings_only);
         tcase_add_test(calls, unmaps_and_protects_many_mappings_at_once);
+        tcase_add_test(calls, ranges_may_have_gaps);
         tcase_add_test(calls, nothing_is_accessible_before_protect);
         tcase_add_test(calls, protection_changes_in_place);
         tcase_add_test(calls, what_is_not_mapped_cannot_be_protected_or_copied);

@@ -18,7 +18,7 @@
 #define EVENT_MS 5000
 
 struct actor {
-        const char *name, *socket, *store;
+        const char *name;
         struct gms *g;
         struct gms_allocation pieces[PIECES];
         size_t n_pieces;
@@ -174,13 +174,6 @@ static int order_await(struct actor *a, struct answer *ret) {
         }
 }
 
-static int start_over(struct actor *a) {
-        gms_close(a->g);
-        a->g = NULL;
-        a->n_pieces = 0;
-        return gms_open(&a->g, a->socket, a->store);
-}
-
 static int obey(struct actor *a, const struct order *o, struct answer *ret) {
         switch (o->verb) {
         case CONNECT:
@@ -205,8 +198,6 @@ static int obey(struct actor *a, const struct order *o, struct answer *ret) {
                 return gms_refresh(a->g, &ret->changed);
         case DISCONNECT:
                 return gms_disconnect(a->g);
-        case START_OVER:
-                return start_over(a);
         case LOOK:
                 return 0;
         case VERB_MAX:
@@ -269,7 +260,7 @@ static void describe(struct actor *a, struct answer *ret) {
 }
 
 int actor_main(int fd, const char *name, const char *socket, const char *store) {
-        struct actor a = { .name = name, .socket = socket, .store = store };
+        struct actor a = { .name = name };
         struct order order;
 
         if (gms_open(&a.g, socket, store) < 0)

@@ -18,7 +18,6 @@ enum verb {
         AWAIT,      /* wait for the event that a newer generation is published */
         REFRESH,
         DISCONNECT,
-        START_OVER, /* close the handle, open another */
         LOOK,       /* answer with what is known, and nothing else */
         VERB_MAX
 };

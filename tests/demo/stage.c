@@ -44,6 +44,23 @@ bool stage_check(struct stage *s, bool ok, const char *format, ...) {
         return ok;
 }
 
+bool stage_quote(struct stage *s, const char *text) {
+        const size_t columns = 88;
+
+        if (!text[0])
+                return stage_check(s, false, "a text says why");
+        while (*text) {
+                size_t n = strlen(text);
+                if (n > columns) /* at the last blank that fits */
+                        for (n = columns; n > 1 && text[n] != ' '; n--)
+                                ;
+                printf("           | %.*s\n", (int)n, text);
+                text += n;
+                text += strspn(text, " ");
+        }
+        return true;
+}
+
 /* ---- processes */
 
 /*
@@ -68,6 +85,7 @@ static pid_t start(struct stage *s, char *const argv[], int keep_fd, int stderr_
         if (stderr_fd >= 0)
                 (void)dup2(stderr_fd, STDERR_FILENO);
         execv(argv[0], argv);
+        dprintf(STDERR_FILENO, "%s: %s\n", argv[0], strerror(errno));
         _exit(127);
 }
 
@@ -213,7 +231,7 @@ static bool await_daemon(struct stage *s) {
         for (unsigned waited = 0; waited < 30000 && !interrupted; waited += 5) {
                 if (waitpid(s->daemon, NULL, WNOHANG) == s->daemon) {
                         s->daemon = 0;
-                        return stage_check(s, false, "gmsd runs: it has ended");
+                        return stage_check(s, false, "gmsd serves: it has ended instead");
                 }
                 if (!connected)
                         connected = connect_look(s);
@@ -228,7 +246,7 @@ static bool await_daemon(struct stage *s) {
                         return stage_check(s, false, "the device is ready: %s", d.text);
                 pause_ms(5);
         }
-        return stage_check(s, false, "gmsd serves within 30 s: %s", gms_last_error());
+        return stage_check(s, false, "gmsd serves: not within 30 s: %s", gms_last_error());
 }
 
 static void catch_signals(void) {

@@ -41,6 +41,9 @@ void stage_close(struct stage *s);
 /* "ok" or "FAILED", and what was checked. Returns `ok`. */
 bool stage_check(struct stage *s, bool ok, const char *format, ...) _printf_(3, 4);
 
+/* A text of the library, below the check it belongs to, in lines that fit. Empty: a failure. */
+bool stage_quote(struct stage *s, const char *text);
+
 struct process *actor_start(struct stage *s, const char *name);
 void actor_kill(struct stage *s, struct process *p); /* SIGKILL, and gone */
 void actor_end(struct stage *s, struct process *p);  /* leaves of its own accord; checks its exit code */

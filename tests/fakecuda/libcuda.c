@@ -43,6 +43,7 @@ struct handle {
 struct range {
         uint64_t start, size;
         int prot; /* of a mapping */
+        bool own; /* of a reservation: the driver chose the address */
 };
 
 struct ranges {
@@ -59,7 +60,7 @@ static unsigned visible[FAKE_DEVICES_MAX], n_visible; /* ordinal → device of t
 static struct fake_memory *memory[FAKE_DEVICES_MAX];
 static struct CUctx_st contexts[FAKE_DEVICES_MAX];
 static struct handle *handles;
-static struct ranges reservations, mappings;
+static struct ranges reservations, mappings, spare;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 static __thread CUcontext stack[32];
@@ -112,14 +113,28 @@ static bool ranges_touch(const struct ranges *r, uint64_t start, uint64_t size) 
         return i < r->n && r->at[i].start < start + size;
 }
 
-/* Whether whole neighbouring ranges make up just this one; how many, from *ret_first on. */
-static size_t ranges_whole(const struct ranges *r, uint64_t start, uint64_t size, size_t *ret_first) {
+/* The ranges within this one, gaps or not: false if it cuts one of them. */
+static bool ranges_within(const struct ranges *r, uint64_t start, uint64_t size, size_t *ret_first, size_t *ret_n) {
         size_t first = ranges_find(r, start), i = first;
-        uint64_t at = start;
-        while (i < r->n && r->at[i].start == at && at < start + size)
-                at += r->at[i++].size;
+        while (i < r->n && r->at[i].start < start + size) {
+                if (r->at[i].start < start || r->at[i].start + r->at[i].size > start + size)
+                        return false;
+                i++;
+        }
         *ret_first = first;
-        return at == start + size ? i - first : 0;
+        *ret_n = i - first;
+        return true;
+}
+
+/* Whether one range, or neighbours without a gap, cover this one. */
+static bool ranges_cover(const struct ranges *r, uint64_t start, uint64_t size) {
+        uint64_t at = start;
+        for (size_t i = ranges_find(r, start); at - start < size; i++) {
+                if (i == r->n || r->at[i].start > at)
+                        return false;
+                at = r->at[i].start + r->at[i].size;
+        }
+        return true;
 }
 
 static void *to_ptr(uint64_t address) {
@@ -355,8 +370,6 @@ CUresult cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHan
         ENTER(cuMemExportToShareableHandle);
         LOCKED;
         struct handle *h = *find_handle(handle);
-        if (type == CU_MEM_HANDLE_TYPE_FABRIC)
-                return CUDA_ERROR_NOT_PERMITTED;
         if (!h || flags != 0 || type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR || !(h->types & type) || h->fd < 0)
                 return CUDA_ERROR_INVALID_VALUE;
         int fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
@@ -377,7 +390,7 @@ CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, vo
         for (unsigned i = 0; i < fake_count(); i++)
                 if (fake_memory_find(memory[i], fd, &offset, &size))
                         return new_handle((struct handle){ .device = i, .size = size, .fd = -1 }, offset, fd, handle);
-        return CUDA_ERROR_INVALID_VALUE;
+        return CUDA_ERROR_UNKNOWN;
 }
 
 CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop, CUmemGenericAllocationHandle handle) {
@@ -404,50 +417,61 @@ static bool reserve_pages(uint64_t address, uint64_t size, int flags) {
                to_ptr(address);
 }
 
-static uint64_t reserve_anywhere(uint64_t size) {
+static uint64_t reserve_anywhere(uint64_t size, uint64_t alignment) {
         uint64_t start;
-        void *p = mmap(NULL, size + FAKE_GRANULARITY, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *p = mmap(NULL, size + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED)
                 return 0;
-        (void)align_up((uintptr_t)p, FAKE_GRANULARITY, &start);
+        (void)align_up((uintptr_t)p, alignment, &start);
         uint64_t head = start - (uintptr_t)p;
         if (head != 0)
                 (void)munmap(p, head);
-        if (head != FAKE_GRANULARITY)
-                (void)munmap(to_ptr(start + size), FAKE_GRANULARITY - head);
+        if (head != alignment)
+                (void)munmap(to_ptr(start + size), alignment - head);
         return start;
+}
+
+/*
+ * Addresses that the driver chose stay its own when they are freed: it gives them out again, but not to somebody who asks
+ * for just them.
+ */
+static uint64_t reserve_own(uint64_t size, uint64_t alignment) {
+        for (size_t i = 0; i < spare.n; i++)
+                if (spare.at[i].size == size && spare.at[i].start % alignment == 0) {
+                        uint64_t start = spare.at[i].start;
+                        ranges_remove(&spare, i, 1);
+                        return start;
+                }
+        return reserve_anywhere(size, alignment);
 }
 
 CUresult cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr address, unsigned long long flags) {
         ENTER(cuMemAddressReserve);
         LOCKED;
-        if (!whole_units(size) || alignment > FAKE_GRANULARITY || flags != 0)
+        if (!whole_units(size) || (alignment & (alignment - 1)) != 0 || address % FAKE_GRANULARITY != 0 || flags != 0)
                 return CUDA_ERROR_INVALID_VALUE;
-        bool there = address != 0 && address % FAKE_GRANULARITY == 0 && reserve_pages(address, size, MAP_FIXED_NOREPLACE);
-        uint64_t start = there ? address : reserve_anywhere(size);
-        if (start == 0)
+        struct range r = { .start = address, .size = size, .own = false };
+        if (address == 0 || !reserve_pages(address, size, MAP_FIXED_NOREPLACE)) {
+                r.start = reserve_own(size, MAX(alignment, FAKE_GRANULARITY));
+                r.own = true;
+        }
+        if (r.start == 0 || !ranges_insert(&reservations, r))
                 return CUDA_ERROR_OUT_OF_MEMORY;
-        if (!ranges_insert(&reservations, (struct range){ .start = start, .size = size }))
-                return CUDA_ERROR_OUT_OF_MEMORY;
-        *ptr = start;
+        *ptr = r.start;
         return CUDA_SUCCESS;
 }
 
 CUresult cuMemAddressFree(CUdeviceptr ptr, size_t size) {
         ENTER(cuMemAddressFree);
         LOCKED;
-        size_t i;
-        if (ranges_whole(&reservations, ptr, size, &i) != 1 || ranges_touch(&mappings, ptr, size))
+        size_t i = ranges_find(&reservations, ptr);
+        if (i == reservations.n || reservations.at[i].start != ptr || reservations.at[i].size != size ||
+            ranges_touch(&mappings, ptr, size))
                 return CUDA_ERROR_INVALID_VALUE;
+        if (!reservations.at[i].own || !ranges_insert(&spare, reservations.at[i]))
+                (void)munmap(to_ptr(ptr), size);
         ranges_remove(&reservations, i, 1);
-        (void)munmap(to_ptr(ptr), size);
         return CUDA_SUCCESS;
-}
-
-static bool is_reserved(uint64_t start, uint64_t size) {
-        size_t i = ranges_find(&reservations, start);
-        const struct range *r = &reservations.at[i];
-        return i < reservations.n && r->start <= start && size <= r->start + r->size - start;
 }
 
 CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags) {
@@ -456,9 +480,9 @@ CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAlloc
         const struct handle *h = *find_handle(handle);
         if (!h || flags != 0 || !whole_units(size) || ptr % FAKE_GRANULARITY != 0)
                 return CUDA_ERROR_INVALID_VALUE;
-        if (offset != 0 || size < h->size)
+        if (offset != 0 || size != h->size)
                 return CUDA_ERROR_NOT_SUPPORTED;
-        if (size > h->size || !is_reserved(ptr, size) || ranges_touch(&mappings, ptr, size))
+        if (!ranges_cover(&reservations, ptr, size) || ranges_touch(&mappings, ptr, size))
                 return CUDA_ERROR_INVALID_VALUE;
 
         /* From length 0, mremap makes a second mapping of shared pages: the handle stays good for another. */
@@ -472,8 +496,9 @@ CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAlloc
 CUresult cuMemUnmap(CUdeviceptr ptr, size_t size) {
         ENTER(cuMemUnmap);
         LOCKED;
-        size_t first, n = ranges_whole(&mappings, ptr, size, &first);
-        if (n == 0)
+        size_t first, n;
+        if (!whole_units(size) || !ranges_cover(&reservations, ptr, size) ||
+            !ranges_within(&mappings, ptr, size, &first, &n))
                 return CUDA_ERROR_INVALID_VALUE;
         ranges_remove(&mappings, first, n);
         return reserve_pages(ptr, size, MAP_FIXED) ? CUDA_SUCCESS : CUDA_ERROR_OPERATING_SYSTEM;
@@ -496,18 +521,19 @@ static int to_prot(CUmemAccess_flags flags) {
 CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *desc, size_t n_desc) {
         ENTER(cuMemSetAccess);
         LOCKED;
-        size_t first, n = ranges_whole(&mappings, ptr, size, &first);
-        if (n == 0 || n_desc == 0)
+        size_t first, n;
+        if (!ranges_within(&mappings, ptr, size, &first, &n) || n == 0 || n_desc == 0)
                 return CUDA_ERROR_INVALID_VALUE;
         for (size_t i = 0; i < n_desc; i++)
                 if (desc[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || !is_device(desc[i].location.id) ||
                     to_prot(desc[i].flags) < 0)
                         return CUDA_ERROR_INVALID_VALUE;
         int prot = to_prot(desc[n_desc - 1].flags);
-        if (mprotect(to_ptr(ptr), size, prot) < 0)
-                return CUDA_ERROR_OPERATING_SYSTEM;
-        for (size_t i = 0; i < n; i++)
-                mappings.at[first + i].prot = prot;
+        for (struct range *r = &mappings.at[first]; r < &mappings.at[first + n]; r++) {
+                if (r->prot != prot && mprotect(to_ptr(r->start), r->size, prot) < 0)
+                        return CUDA_ERROR_OPERATING_SYSTEM;
+                r->prot = prot;
+        }
         return CUDA_SUCCESS;
 }
 

@@ -117,7 +117,7 @@ struct gms_allocation client_find(struct gms *g, uint64_t slot) {
 static struct gms_allocation *all(struct gms *g, size_t *ret_n) {
         ok(gms_allocations(g, NULL, 0, ret_n));
         struct gms_allocation *a = calloc(*ret_n + 1, sizeof(*a));
-        ck_assert_ptr_nonnull(a);
+        must(a, "out of memory");
         for (size_t i = 0; i < *ret_n; i++)
                 a[i].size = sizeof(*a);
         ok(gms_allocations(g, a, *ret_n, ret_n));
@@ -137,7 +137,7 @@ void client_fill(struct gms *g, uint32_t seed) {
 static void verify(struct gms *g, const struct gms_allocation *a, uint32_t seed, uint64_t n) {
         _cleanup_free_ char *bytes = malloc(n);
         ok(gms_read(g, a->id, 0, bytes, n));
-        ck_assert_msg(pattern_is(bytes, seed, a->slot, n), "slot %lu has other bytes than those of seed %u", a->slot, seed);
+        must(pattern_is(bytes, seed, a->slot, n), "slot %lu has other bytes than those of seed %u", a->slot, seed);
 }
 
 void client_verify(struct gms *g, uint32_t seed) {

@@ -13,7 +13,7 @@
 #define ok(call)                                                                                                     \
         do {                                                                                                         \
                 int r_ = (call);                                                                                     \
-                ck_assert_msg(r_ == 0, "%s: %s: %s", #call, strerror(-r_), gms_last_error());                        \
+                must(r_ == 0, "%s: %s: %s", #call, strerror(-r_), gms_last_error());                        \
         } while (0)
 /* The call fails with this error and a text for people in which `word` occurs (NULL: any). */
 #define fails(error, word, call) client_fails(error, call, word, #call, __FILE__, __LINE__)

@@ -61,6 +61,13 @@ void test_add(struct test *t);
         }                                                                                                            \
         static void group##_##case_(void)
 
+/* As ck_assert_msg(), for what others do meanwhile: it does not say where it was when all is well. */
+#define must(condition, ...)                                                                                         \
+        do {                                                                                                         \
+                if (!(condition))                                                                                    \
+                        _ck_assert_failed(__FILE__, __LINE__, #condition, __VA_ARGS__);                              \
+        } while (0)
+
 /* ---- the machine */
 
 struct machine {
@@ -75,8 +82,13 @@ struct machine {
 };
 extern struct machine m;
 
-/* Runs `t`, all of it, in the process that Check made for it. */
+/*
+ * Runs `t`, all of it, in the process that Check made for it. Before that and after, in the process that outlives it:
+ * makes the directory, and if the case has not come to its end, prints what the daemon said and removes it.
+ */
 void machine_run(const struct test *t);
+void machine_make_directory(void);
+void machine_clean_up(void);
 
 /* "host/w", "cuda:0/w". One of a few static buffers. */
 const char *store(const char *name);

@@ -15,8 +15,6 @@
 #include "raw.h"
 
 struct machine m;
-static pid_t owner;
-static bool passed;
 
 /* ---- names */
 
@@ -99,9 +97,8 @@ pid_t gmsd_start(const struct gmsd_run *run) {
 }
 
 void gmsd_wait(const char *socket) {
-        wait_for(access(socket, F_OK) == 0);
         struct raw r = RAW;
-        raw_connect_to(&r, socket); /* waits in the backlog until the devices have answered */
+        wait_for(raw_try(&r, socket)); /* and waits in the backlog until the devices have answered */
         granted(&r, ask(&r, HELLO, hello, b.protocol_min = 1, b.protocol_max = 1, b.label = (char *)"ready?"));
         raw_close(&r);
 }
@@ -114,14 +111,11 @@ pid_t worker_ready(void) {
 
 /* ---- beginning */
 
+/* Ends it as a failure of its own, before Check does with less to say. */
 static void on_alarm(int signal) {
-        static const char text[] = "took too long; the daemon's log:\n";
-        char buf[4096];
+        static const char text[] = "took too long\n";
         (void)signal;
         (void)!write(STDERR_FILENO, text, sizeof(text) - 1);
-        int fd = open(m.log, O_RDONLY | O_CLOEXEC);
-        for (ssize_t n; fd >= 0 && (n = read(fd, buf, sizeof(buf))) > 0;)
-                (void)!write(STDERR_FILENO, buf, (size_t)n);
         _exit(1);
 }
 
@@ -134,29 +128,39 @@ static void remove_all(const char *dir) {
         (void)nftw(dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-/* A case that failed ends in exit(), and teardown is this. */
-static void at_exit(void) {
-        if (getpid() != owner)
-                return;
-        if (!passed) {
-                _cleanup_free_ char *log = read_text(m.log);
-                fprintf(stderr, "---- %s failed; the daemon's log:\n%s----\n", m.test->name, log);
-        }
-        remove_all(m.dir);
-        if (m.fake)
-                remove_all(getenv("FAKECUDA_DIR"));
+/* The fake GPUs of this case alone. */
+static const char *fake_machine(void) {
+        char *text = next_text();
+        const char *dir = getenv("FAKECUDA_DIR");
+        (void)snprintf(text, 256, "%.200s/%s", dir ? dir : "", strrchr(m.dir, '-') + 1);
+        return text;
 }
 
-static void make_directory(void) {
+/* In the process that outlives the case. */
+void machine_make_directory(void) {
         const char *tmp = getenv("TMPDIR");
+        m = (struct machine){};
         (void)snprintf(m.dir, sizeof(m.dir), "%.40s/gms-it-XXXXXX", tmp && *tmp ? tmp : "/tmp");
-        ck_assert_ptr_nonnull(mkdtemp(m.dir));
-        owner = getpid();
-        (void)atexit(at_exit);
+        if (!mkdtemp(m.dir)) {
+                fprintf(stderr, "%s: %s\n", m.dir, strerror(errno));
+                exit(1);
+        }
         (void)snprintf(m.socket, sizeof(m.socket), "%s/gmsd.sock", m.dir);
         (void)snprintf(m.log, sizeof(m.log), "%s/gmsd.log", m.dir);
-        if (!m.test->open_to_all)
+}
+
+/* What a case that failed has left: its daemon's words. */
+void machine_clean_up(void) {
+        struct stat st;
+        if (stat(m.dir, &st) < 0)
                 return;
+        _cleanup_free_ char *log = read_text(m.log);
+        fprintf(stderr, "---- failed; what its daemon said:\n%s----\n", log);
+        remove_all(fake_machine());
+        remove_all(m.dir);
+}
+
+static void open_to_all(void) {
         ck_assert_int_eq(chmod(m.dir, 0777), 0);
         FILE *f = fopen(path_of("gmsd.conf"), "we");
         ck_assert(f && fputs("socket-mode = 0666\n", f) >= 0 && fclose(f) == 0);
@@ -172,11 +176,10 @@ static void choose_device(void) {
                 (void)snprintf(m.spec, sizeof(m.spec), "host:%s", m.test->memory);
         if (!m.fake)
                 return;
-        char machine[300];
-        (void)snprintf(machine, sizeof(machine), "%.200s/%s", fake, strrchr(m.dir, '-') + 1);
-        (void)setenv("FAKECUDA_DIR", machine, 1);
-        (void)mkdir(machine, 0777);
-        (void)setenv("FAKECUDA_MEMORY", m.test->memory ? m.test->memory : "1G", 1);
+        const char *dir = fake_machine();
+        (void)setenv("FAKECUDA_DIR", dir, 1);
+        (void)mkdir(dir, 0777);
+        (void)setenv("FAKECUDA_MEMORY", m.test->memory ? m.test->memory : "8G", 1);
         (void)setenv("FAKECUDA_DEVICES", m.test->devices ? m.test->devices : "1", 1);
         m.knobs = fakecuda_open(getenv("FAKECUDA_DIR"));
         ck_assert_ptr_nonnull(m.knobs);
@@ -228,8 +231,9 @@ static void end(void) {
 }
 
 void machine_run(const struct test *t) {
-        m = (struct machine){ .test = t };
-        make_directory();
+        m.test = t;
+        if (t->open_to_all)
+                open_to_all();
         choose_device();
         (void)signal(SIGALRM, on_alarm);
         (void)alarm(t->seconds ? t->seconds : 30);
@@ -241,5 +245,7 @@ void machine_run(const struct test *t) {
         t->body();
         if (!t->no_daemon)
                 end();
-        passed = true;
+        if (m.fake)
+                remove_all(getenv("FAKECUDA_DIR"));
+        remove_all(m.dir);
 }

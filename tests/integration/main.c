@@ -86,6 +86,7 @@ int main(int argc, char **argv) {
                         continue;
                 }
                 TCase *tc = tcase_create(t->name);
+                tcase_add_unchecked_fixture(tc, machine_make_directory, machine_clean_up);
                 tcase_set_timeout(tc, t->seconds ? t->seconds + 5 : 35);
                 tcase_add_loop_test(tc, run, i, i + 1);
                 suite_add_tcase(suite, tc);

@@ -11,16 +11,19 @@ struct raw control = RAW;
 
 /* ---- frames */
 
-void raw_connect_to(struct raw *r, const char *path) {
+bool raw_try(struct raw *r, const char *path) {
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         (void)snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
         *r = (struct raw){ .fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0) };
         ck_assert_int_ge(r->fd, 0);
-        ck_assert_msg(connect(r->fd, (struct sockaddr *)&address, sizeof(address)) == 0, "%s: %s", path, strerror(errno));
+        if (connect(r->fd, (struct sockaddr *)&address, sizeof(address)) == 0)
+                return true;
+        r->fd = close_fd(r->fd);
+        return false;
 }
 
 void raw_connect(struct raw *r) {
-        raw_connect_to(r, m.socket);
+        ck_assert_msg(raw_try(r, m.socket), "%s: %s", m.socket, strerror(errno));
 }
 
 static void raw_forget(struct raw *r) {

@@ -29,7 +29,8 @@ struct raw {
 };
 
 void raw_connect(struct raw *r);
-void raw_connect_to(struct raw *r, const char *socket);
+/* Whether somebody listens there. */
+bool raw_try(struct raw *r, const char *socket);
 void raw_close(struct raw *r);
 #define _cleanup_raw_ _cleanup_(raw_close)
 #define RAW { .fd = -1 }

@@ -156,8 +156,6 @@ START_TEST(import_map_protect_unmap) {
                 ck_r(vmm_reserve(vmm, at + SIZE, SIZE, &same), VMM_E_TAKEN);
         }
         vmm_unreserve(vmm, at, 2 * SIZE);
-        ck_vmm(vmm_reserve(vmm, at, 2 * SIZE, &same));
-        ck_assert_uint_eq(same, at);
 }
 END_TEST
 
@@ -249,6 +247,8 @@ START_TEST(fixed_addresses) {
         ck_assert_uint_eq(other, 0);
         ck_assert_ptr_nonnull(strstr(vmm->text, "in use"));
         ck_vmm(vmm_reserve(vmm, wanted + SIZE, SIZE, &other)); /* nothing of it was taken by the failure */
+        vmm_unreserve(vmm, wanted, SIZE);
+        ck_vmm(vmm_reserve(vmm, wanted, SIZE, &at));
 }
 END_TEST
 
