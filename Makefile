@@ -3,7 +3,7 @@
 # One file, no recursion; everything it makes is below $(BUILD).
 #
 #   make deps                 install what building and testing needs (Debian's apt; root or sudo)
-#   make                      gmsd, gmsctl, libgmsclient.so
+#   make                      gmsd, gms-keeper, gmsctl, libgmsclient.so
 #   make check                every test; one program alone: make check-unit-store, make check-integration T=pattern
 #   make demo [DEVICE=cuda:0] the story, with real processes and real bytes
 #   make bench                ratios in one run: a table, and build/bench.json
@@ -74,7 +74,7 @@ CTL_OBJS    := $(call objs,$(sort $(wildcard tools/*.c)))
 LIBS_PROTO  = $(call pkg,--libs,libprotobuf-c)
 LIBS_DAEMON = $(LIBS_PROTO) $(call pkg,--libs,libevent_core libsystemd libxxhash)
 
-PROGRAMS := $(BUILD)/gmsd $(BUILD)/gmsctl $(BUILD)/libgmsclient.so
+PROGRAMS := $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/gmsctl $(BUILD)/libgmsclient.so
 
 .PHONY: all
 all: $(PROGRAMS)
@@ -93,6 +93,9 @@ $(BUILD)/obj/%.pb-c.o: $(BUILD)/proto/%.pb-c.c $(BUILD)/.flags
 
 $(BUILD)/gmsd: $(BUILD)/obj/daemon/main.o $(DAEMON_OBJS) $(VMM_OBJS) $(PROTO_OBJS)
 	$(call say,LD,$@)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS_DAEMON) -ldl
+
+$(BUILD)/gms-keeper: $(call objs,daemon/keeper.c daemon/log.c)
+	$(call say,LD,$@)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^
 
 $(BUILD)/libgmsclient.so: $(LIB_OBJS) $(VMM_OBJS) $(PROTO_OBJS) libgmsclient/libgmsclient.map
 	$(call say,LD,$@)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -shared -Wl,-soname,$(SONAME) \

@@ -5,7 +5,7 @@
  * It speaks systemd's contract (sd_notify and LISTEN_FDS) as far as a service can see it. The service is a session of its
  * own, so that what it leaves behind ends with it. If the keeper dies, the service is left running with all that it holds.
  *
- * Names of descriptors are 1 to 255 printable characters without ":"; several may have one name. The kernel limits the
+ * Names of descriptors are 1 to 255 characters without ":"; several may have one name. The kernel limits the
  * string LISTEN_FDNAMES to 128 KiB: 4,000 names of 31 characters, 16,000 of 7. What is over that is not kept, and a line
  * says so. An open file that is kept already under that name is not kept twice where kcmp() may tell (a container may
  * not) and while the name has few; systemd searches all that it keeps. Closing the last descriptor of device memory
@@ -40,7 +40,6 @@
 #define FDS_SPARE 320u       /* the keeper's own, and one message's */
 #define MESSAGE_MAX 4096u    /* bytes, as systemd has it */
 #define MESSAGE_FDS 253u     /* the kernel's SCM_MAX_FD */
-#define NAME_LEN_MAX 255
 #define NAMES_MAX (131072u - sizeof("LISTEN_FDNAMES="))
 #define COMPARED_MAX 16u     /* descriptors, to see whether one is kept already */
 #define AT_ONCE_MAX 65536u   /* messages: more than a queue has, so that a stranger's flood holds nothing up */
@@ -122,8 +121,7 @@ static void keep_consume(struct service *s, const char *name, int fd, bool polle
 
 /* All of that name, or (not 0) only the one of that number. */
 static void drop(struct service *s, const char *name, int number) {
-        for (int *link = head_of(s, name); *link != 0;) {
-                int fd = *link;
+        for (int *link = head_of(s, name), fd; (fd = *link) != 0;) {
                 struct kept *e = &s->kept[fd];
                 if (number != 0 ? fd != number : strcmp(e->name, name) != 0) {
                         link = &e->next;
@@ -243,13 +241,11 @@ static void obey(struct service *s, char *text, int *fds, size_t n_fds) {
         char *rest;
         for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
                 parse_line(s, line, &m);
-
-        bool named = m.name && *m.name && strlen(m.name) <= NAME_LEN_MAX && !strchr(m.name, ':');
+        bool named = m.name && *m.name && strlen(m.name) <= 255 && !strchr(m.name, ':');
         if (m.remove && named)
                 drop(s, m.name, 0);
         for (size_t i = 0; m.store && !m.remove && i < n_fds; i++)
                 keep_consume(s, named ? m.name : "stored", steal_fd(&fds[i]), !m.unpolled);
-
         if (m.ready && !s->ready) {
                 s->ready = m.feeds = true;
                 log_notice("gms-keeper: %s (pid %d) is ready after %" PRIu64 " ms; %zu descriptors are kept", s->argv[0],
@@ -281,7 +277,6 @@ static void receive_one(struct service *s) {
         size_t n = 0;
         struct iovec iov = { .iov_base = text, .iov_len = MESSAGE_MAX };
         struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
-
         ssize_t len = recvmsg(s->socket, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
         if (len < 0)
                 return;
