@@ -469,7 +469,7 @@ static void reply_allocated(struct session *s, uint64_t first_id, uint64_t first
         const struct layout *l = s->claim->view;
         const struct allocation *first = l ? layout_find_id(l, first_id) : NULL;
         unsigned n = MIN(count, FDSET_MAX);
-        if (!first || first - l->allocations + count > l->n_allocations || fdset_new(&fds, n, false) < 0) {
+        if (!first || (size_t)(first - l->allocations) + count > l->n_allocations || fdset_new(&fds, n, false) < 0) {
                 session_end(s); /* it has memory it cannot be told of */
                 return;
         }
