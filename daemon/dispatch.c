@@ -48,12 +48,16 @@ static unsigned writers(const struct store *store) {
         return store->lock.held[LOCK_RW] + store->lock.held[LOCK_UPDATE];
 }
 
-/* "host/w is RO: 3 readers, 1 writer, 2 waiting" */
-static const char *describe_store(const struct store *store) {
+/* "host/w is RO: 3 readers, 1 writers, 2 waiting" */
+static const char *describe_lock(const struct store *store, unsigned waiting) {
         static char text[WIRE_STORE_MAX + 128];
         (void)snprintf(text, sizeof(text), "%s is %s: %u readers, %u writers, %u waiting", store->name, store_state(store),
-                       store->lock.held[LOCK_RO], writers(store), store->lock.waiting);
+                       store->lock.held[LOCK_RO], writers(store), waiting);
         return text;
+}
+
+static const char *describe_store(const struct store *store) {
+        return describe_lock(store, store->lock.waiting);
 }
 
 static Gms__Mode mode_of(const struct claim *c) {
@@ -293,15 +297,16 @@ void dispatch_granted(struct session *s) {
 }
 
 void dispatch_timed_out(struct session *s) {
-        char text[512];
         bool at_once = s->state == SESSION_STRANGER;
-        struct store *store = s->store;
-        session_let_go(s); /* the text speaks of the others */
-        (void)snprintf(text, sizeof(text), "asked for %s %s: %s%s", mode_name(s->asked),
-                       at_once ? "at once" : "and the deadline has passed", describe_store(store),
-                       s->asked == GMS__MODE__RO && !store->published ? ", and nothing is published" : "");
+        const struct store *store = s->store;
+        const char *why = s->asked == GMS__MODE__RO && !store->published ? ", and nothing is published"
+                          : s->asked == GMS__MODE__ADOPT && store->sealed && store->fence
+                                  ? ", and the process that sealed it has not exited"
+                                  : "";
         session_refuse_and_close(s, at_once ? GMS__STATUS__WOULD_WAIT : GMS__STATUS__TIMED_OUT,
-                                 "%s; ask again, or wait longer", text);
+                                 "asked for %s %s: %s%s; ask again, or wait longer", mode_name(s->asked),
+                                 at_once ? "at once" : "and the deadline has passed",
+                                 describe_lock(store, store->lock.waiting - 1), why);
 }
 
 /* ---- allocations */
@@ -524,9 +529,13 @@ static struct layout *find_layout(struct session *s, const char *store_name, uin
                 return l;
         }
         struct claim *c = s->claim;
-        if (!c || !c->lock.held) {
-                session_refuse(s, c ? GMS__STATUS__REVOKED : GMS__STATUS__NOT_PERMITTED,
+        if (!c) {
+                session_refuse(s, GMS__STATUS__NOT_PERMITTED,
                                "%s: this session holds no layout; name a store, or connect with a mode", what);
+                return NULL;
+        }
+        if (!c->lock.held) {
+                refuse_change(s, STORE_E_GONE, what, 0);
                 return NULL;
         }
         if (generation == 0 || c->view->generation == generation)

@@ -83,9 +83,9 @@ int vmm_create(struct vmm *v, uint64_t size, int *ret_fd);
 int vmm_room(struct vmm *v, uint64_t *ret_total, uint64_t *ret_free);
 
 /*
- * Reserves addresses. `address` 0: anywhere; else exactly there, or VMM_E_TAKEN and nothing is reserved. An address that
- * the CUDA driver chose cannot be asked for after it was given back (H200, 580.159.04): what shall be found again comes
- * from an area of the caller's choice, such as 0x500000000000.
+ * Reserves addresses. `address` 0: anywhere; else exactly there, or VMM_E_TAKEN and nothing is reserved. What another
+ * part of the process gave back may stay taken: the CUDA driver keeps what is left of every 32 MiB until all of them are
+ * free (H200, 580.159.04).
  * 0, VMM_E_TAKEN, VMM_E_REFUSED, -EINVAL, -ENOMEM.
  */
 int vmm_reserve(struct vmm *v, uint64_t address, uint64_t size, uint64_t *ret_address);
@@ -111,7 +111,10 @@ int vmm_map(struct vmm *v, vmm_handle handle, uint64_t address, uint64_t size);
  * cost 3 times. 0, VMM_E_REFUSED (as import and map), -EINVAL, -ENOMEM, other negative errno.
  */
 int vmm_attach(struct vmm *v, int fd, uint64_t address, uint64_t size, enum vmm_access access, uint64_t *ret_address);
-/* Sets the access of one mapping, or of a range of whole neighbouring ones. 0, VMM_E_REFUSED, negative errno. */
+/*
+ * Sets the access of one mapping, or of a range of whole neighbouring ones. There is no gap in the range: the CUDA driver
+ * would stop there and say nothing. 0, VMM_E_REFUSED, negative errno.
+ */
 int vmm_protect(struct vmm *v, uint64_t address, uint64_t size, enum vmm_access access);
 /* Unmaps one mapping, or all in a reserved range that cuts none; the addresses stay reserved. 0, VMM_E_REFUSED. */
 int vmm_unmap(struct vmm *v, uint64_t address, uint64_t size);

@@ -17,6 +17,7 @@
 #include <time.h>
 
 #define ROOM_VALID_MS 10
+#define RESERVE_TRIES 32
 
 struct vmm_cuda {
         struct vmm vmm;
@@ -117,18 +118,30 @@ static int cuda_create(struct vmm *v, uint64_t size, int *ret_fd) {
 
 /* ---- addresses */
 
+/*
+ * To the driver an address is a hint, and it prefers room that it has left over from other reservations, which it makes in
+ * steps of 32 MiB. So what comes instead is held while we ask again, until nothing is left over that is large enough.
+ */
 static int cuda_reserve(struct vmm *v, uint64_t address, uint64_t size, uint64_t *ret_address) {
         struct vmm_cuda *c = to_cuda(v);
-        CUdeviceptr ptr;
-        int r = result(c, "cuMemAddressReserve", c->driver->cuMemAddressReserve(&ptr, size, 0, address, 0));
-        if (r != 0)
-                return r;
-        if (address != 0 && ptr != address) { /* to the driver an address is a hint */
-                (void)c->driver->cuMemAddressFree(ptr, size);
-                return vmm_fail(v, VMM_E_TAKEN, "0x%llx is in use", (unsigned long long)address);
+        CUdeviceptr instead[RESERVE_TRIES], ptr;
+        size_t n = 0;
+        int r;
+        for (;;) {
+                r = result(c, "cuMemAddressReserve", c->driver->cuMemAddressReserve(&ptr, size, 0, address, 0));
+                if (r != 0 || address == 0 || ptr == address)
+                        break;
+                instead[n++] = ptr;
+                if (n == RESERVE_TRIES)
+                        break;
         }
-        *ret_address = ptr;
-        return 0;
+        for (size_t i = 0; i < n; i++)
+                (void)c->driver->cuMemAddressFree(instead[i], size);
+        if (n > 0 && (r != 0 || ptr != address))
+                return vmm_fail(v, VMM_E_TAKEN, "0x%llx is in use", (unsigned long long)address);
+        if (r == 0)
+                *ret_address = ptr;
+        return r;
 }
 
 static void cuda_unreserve(struct vmm *v, uint64_t address, uint64_t size) {

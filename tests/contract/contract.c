@@ -540,15 +540,16 @@ START_TEST(unmaps_and_protects_many_mappings_at_once) {
 }
 END_TEST
 
-START_TEST(ranges_may_have_gaps) {
+START_TEST(protection_stops_at_a_gap) {
         CUdeviceptr at = reserve(4 * UNIT);
         for (uint64_t i = 0; i < 4; i += 2)
                 ck_ok(d->cuMemMap(at + i * UNIT, UNIT, 0, create(UNIT), 0));
-        protect(at, 4 * UNIT, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+        ck_result(try_protect(at, 4 * UNIT, CU_MEM_ACCESS_FLAGS_PROT_READWRITE), CUDA_ERROR_INVALID_VALUE);
+        protect(at, 3 * UNIT, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
         enter_context();
-        ck_ok(d->cuMemsetD8_v2(at + 2 * UNIT, 1, UNIT));
-        ck_result(d->cuMemsetD8_v2(at, 1, 3 * UNIT), CUDA_ERROR_INVALID_VALUE);
-        ck_ok(d->cuMemUnmap(at, 4 * UNIT));
+        ck_ok(d->cuMemsetD8_v2(at, 1, UNIT));
+        ck_result(d->cuMemsetD8_v2(at + 2 * UNIT, 1, UNIT), CUDA_ERROR_INVALID_VALUE); /* and no word of it */
+        ck_ok(d->cuMemUnmap(at, 4 * UNIT)); /* that does not */
         ck_ok(d->cuMemAddressFree(at, 4 * UNIT));
 }
 END_TEST
@@ -616,11 +617,25 @@ START_TEST(fixed_addresses) {
                 ck_assert_uint_ne(second, wanted[i]);
                 ck_ok(d->cuMemAddressFree(second, SIZE));
                 ck_ok(d->cuMemAddressFree(first, SIZE));
-                ck_ok(d->cuMemAddressReserve(&first, SIZE, 0, wanted[i], 0));
-                ck_assert_uint_eq(first, wanted[i]);
         }
         CUdeviceptr odd;
         ck_result(d->cuMemAddressReserve(&odd, SIZE, 0, wanted[0] + SIZE + 4096, 0), CUDA_ERROR_INVALID_VALUE);
+}
+END_TEST
+
+START_TEST(holding_what_came_instead_gets_what_was_asked_for) {
+        CUdeviceptr other, at = 0, wanted = 0x200000000000, instead[16];
+        int n = 0;
+        ck_ok(d->cuMemAddressReserve(&other, UNIT, 0, 0x500000000000, 0)); /* room is left over beside it */
+        while (n < 16) {
+                ck_ok(d->cuMemAddressReserve(&at, UNIT, 0, wanted, 0));
+                if (at == wanted)
+                        break;
+                instead[n++] = at;
+        }
+        ck_assert_uint_eq(at, wanted);
+        while (n > 0)
+                ck_ok(d->cuMemAddressFree(instead[--n], UNIT));
 }
 END_TEST
 
@@ -758,12 +773,13 @@ static Suite *contract_suite(void) {
         tcase_add_test(calls, maps_only_into_reservations);
         tcase_add_test(calls, unmaps_and_protects_whole_mappings_only);
         tcase_add_test(calls, unmaps_and_protects_many_mappings_at_once);
-        tcase_add_test(calls, ranges_may_have_gaps);
+        tcase_add_test(calls, protection_stops_at_a_gap);
         tcase_add_test(calls, nothing_is_accessible_before_protect);
         tcase_add_test(calls, protection_changes_in_place);
         tcase_add_test(calls, what_is_not_mapped_cannot_be_protected_or_copied);
         tcase_add_test(calls, addresses_in_use_are_not_given_back);
         tcase_add_test(calls, fixed_addresses);
+        tcase_add_test(calls, holding_what_came_instead_gets_what_was_asked_for);
         tcase_add_test(calls, addresses_stay_reserved_after_unmap);
         tcase_add_test(calls, large_reservations);
         tcase_add_test(calls, open_to_network_cards);

@@ -14,6 +14,7 @@
 
 #define PUBLIC __attribute__((visibility("default")))
 #define DRIVER_VERSION 13000
+#define CHUNK (UINT64_C(32) << 20) /* in which the driver takes addresses from the system */
 
 #define DECLARE(name, args) PUBLIC CUresult name args;
 CUDA_DRIVER_CALLS(DECLARE)
@@ -39,11 +40,10 @@ struct handle {
         CUmemAllocationHandleType types;
 };
 
-/* An interval of addresses: a reservation, or a mapping. Kept sorted, never overlapping. */
+/* An interval of addresses: a chunk, a reservation in it, a mapping in that. Kept sorted, never overlapping. */
 struct range {
         uint64_t start, size;
         int prot; /* of a mapping */
-        bool own; /* of a reservation: the driver chose the address */
 };
 
 struct ranges {
@@ -60,7 +60,7 @@ static unsigned visible[FAKE_DEVICES_MAX], n_visible; /* ordinal → device of t
 static struct fake_memory *memory[FAKE_DEVICES_MAX];
 static struct CUctx_st contexts[FAKE_DEVICES_MAX];
 static struct handle *handles;
-static struct ranges reservations, mappings, spare;
+static struct ranges chunks, reservations, mappings;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 static __thread CUcontext stack[32];
@@ -417,32 +417,50 @@ static bool reserve_pages(uint64_t address, uint64_t size, int flags) {
                to_ptr(address);
 }
 
-static uint64_t reserve_anywhere(uint64_t size, uint64_t alignment) {
-        uint64_t start;
-        void *p = mmap(NULL, size + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == MAP_FAILED)
+/* A new chunk that begins at `at`, or anywhere for 0. */
+static uint64_t new_chunk(uint64_t at, uint64_t size) {
+        uint64_t start = at;
+        if (at != 0 && !reserve_pages(at, size, MAP_FIXED_NOREPLACE))
                 return 0;
-        (void)align_up((uintptr_t)p, alignment, &start);
-        uint64_t head = start - (uintptr_t)p;
-        if (head != 0)
-                (void)munmap(p, head);
-        if (head != alignment)
-                (void)munmap(to_ptr(start + size), alignment - head);
-        return start;
+        if (at == 0) {
+                void *p = mmap(NULL, size + CHUNK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                if (p == MAP_FAILED)
+                        return 0;
+                (void)align_up((uintptr_t)p, CHUNK, &start);
+                if (start != (uintptr_t)p)
+                        (void)munmap(p, start - (uintptr_t)p);
+                if (start != (uintptr_t)p + CHUNK)
+                        (void)munmap(to_ptr(start + size), (uintptr_t)p + CHUNK - start);
+        }
+        return ranges_insert(&chunks, (struct range){ .start = start, .size = size }) ? start : 0;
 }
 
-/*
- * Addresses that the driver chose stay its own when they are freed: it gives them out again, but not to somebody who asks
- * for just them.
- */
-static uint64_t reserve_own(uint64_t size, uint64_t alignment) {
-        for (size_t i = 0; i < spare.n; i++)
-                if (spare.at[i].size == size && spare.at[i].start % alignment == 0) {
-                        uint64_t start = spare.at[i].start;
-                        ranges_remove(&spare, i, 1);
-                        return start;
+/* Room that chunks have left over, the highest one first. */
+static uint64_t find_leftover(uint64_t size, uint64_t alignment) {
+        for (size_t c = chunks.n; c-- > 0;) {
+                uint64_t at = chunks.at[c].start, end = at + chunks.at[c].size;
+                for (size_t i = ranges_find(&reservations, at); at < end; i++) {
+                        bool more = i < reservations.n && reservations.at[i].start < end;
+                        if (align_up(at, alignment, &at) && at + size <= (more ? reservations.at[i].start : end))
+                                return at;
+                        at = more ? reservations.at[i].start + reservations.at[i].size : end;
                 }
-        return reserve_anywhere(size, alignment);
+        }
+        return 0;
+}
+
+/* The wish counts only where nothing is left over. */
+static uint64_t find_addresses(uint64_t wish, uint64_t size, uint64_t alignment) {
+        uint64_t start = find_leftover(size, alignment), first = wish / CHUNK * CHUNK, end, room;
+        if (start != 0)
+                return start;
+        if (wish != 0 && align_up(wish + size, CHUNK, &end) && new_chunk(first, end - first) != 0)
+                return wish;
+        if (!align_up(size + (alignment > CHUNK ? alignment : 0), CHUNK, &room))
+                return 0;
+        start = new_chunk(0, room);
+        (void)align_up(start, alignment, &start);
+        return start;
 }
 
 CUresult cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr address, unsigned long long flags) {
@@ -450,14 +468,10 @@ CUresult cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CU
         LOCKED;
         if (!whole_units(size) || (alignment & (alignment - 1)) != 0 || address % FAKE_GRANULARITY != 0 || flags != 0)
                 return CUDA_ERROR_INVALID_VALUE;
-        struct range r = { .start = address, .size = size, .own = false };
-        if (address == 0 || !reserve_pages(address, size, MAP_FIXED_NOREPLACE)) {
-                r.start = reserve_own(size, MAX(alignment, FAKE_GRANULARITY));
-                r.own = true;
-        }
-        if (r.start == 0 || !ranges_insert(&reservations, r))
+        uint64_t start = find_addresses(address, size, MAX(alignment, FAKE_GRANULARITY));
+        if (start == 0 || !ranges_insert(&reservations, (struct range){ .start = start, .size = size }))
                 return CUDA_ERROR_OUT_OF_MEMORY;
-        *ptr = r.start;
+        *ptr = start;
         return CUDA_SUCCESS;
 }
 
@@ -468,9 +482,12 @@ CUresult cuMemAddressFree(CUdeviceptr ptr, size_t size) {
         if (i == reservations.n || reservations.at[i].start != ptr || reservations.at[i].size != size ||
             ranges_touch(&mappings, ptr, size))
                 return CUDA_ERROR_INVALID_VALUE;
-        if (!reservations.at[i].own || !ranges_insert(&spare, reservations.at[i]))
-                (void)munmap(to_ptr(ptr), size);
         ranges_remove(&reservations, i, 1);
+        i = ranges_find(&chunks, ptr);
+        if (!ranges_touch(&reservations, chunks.at[i].start, chunks.at[i].size)) {
+                (void)munmap(to_ptr(chunks.at[i].start), chunks.at[i].size);
+                ranges_remove(&chunks, i, 1);
+        }
         return CUDA_SUCCESS;
 }
 
@@ -524,15 +541,20 @@ CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *des
         size_t first, n;
         if (!ranges_within(&mappings, ptr, size, &first, &n) || n == 0 || n_desc == 0)
                 return CUDA_ERROR_INVALID_VALUE;
+        const struct range *last = &mappings.at[first + n - 1];
+        if (mappings.at[first].start != ptr || last->start + last->size != ptr + size)
+                return CUDA_ERROR_INVALID_VALUE;
         for (size_t i = 0; i < n_desc; i++)
                 if (desc[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || !is_device(desc[i].location.id) ||
                     to_prot(desc[i].flags) < 0)
                         return CUDA_ERROR_INVALID_VALUE;
         int prot = to_prot(desc[n_desc - 1].flags);
-        for (struct range *r = &mappings.at[first]; r < &mappings.at[first + n]; r++) {
+        uint64_t at = ptr; /* a gap is no error: what is behind it is silently left as it was */
+        for (struct range *r = &mappings.at[first]; r <= last && r->start == at; r++) {
                 if (r->prot != prot && mprotect(to_ptr(r->start), r->size, prot) < 0)
                         return CUDA_ERROR_OPERATING_SYSTEM;
                 r->prot = prot;
+                at += r->size;
         }
         return CUDA_SUCCESS;
 }

@@ -238,7 +238,7 @@ START_TEST(protection_changes_in_place) {
 END_TEST
 
 START_TEST(fixed_addresses) {
-        uint64_t wanted = 0x510000000000, at, other = 0;
+        uint64_t wanted = 0x510000000000, elsewhere = 0x520000000000, at, other = 0;
         open_kind(kinds[_i]);
         ck_vmm(vmm_reserve(vmm, wanted, SIZE, &at));
         ck_assert_uint_eq(at, wanted);
@@ -246,9 +246,11 @@ START_TEST(fixed_addresses) {
         ck_r(vmm_reserve(vmm, wanted + SIZE - UNIT, SIZE, &other), VMM_E_TAKEN);
         ck_assert_uint_eq(other, 0);
         ck_assert_ptr_nonnull(strstr(vmm->text, "in use"));
-        ck_vmm(vmm_reserve(vmm, wanted + SIZE, SIZE, &other)); /* nothing of it was taken by the failure */
+        ck_vmm(vmm_reserve(vmm, elsewhere, UNIT, &other)); /* although a driver would rather use up what it has */
+        ck_assert_uint_eq(other, elsewhere);
         vmm_unreserve(vmm, wanted, SIZE);
-        ck_vmm(vmm_reserve(vmm, wanted, SIZE, &at));
+        ck_vmm(vmm_reserve(vmm, wanted, SIZE, &at)); /* nothing of it was taken by the failures */
+        ck_assert_uint_eq(at, wanted);
 }
 END_TEST
 
