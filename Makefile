@@ -3,7 +3,7 @@
 # One file, no recursion; everything it makes is below $(BUILD).
 #
 #   make deps                 install what building and testing needs (Debian's apt; root or sudo)
-#   make                      gmsd, gmsctl, libgmsclient.so
+#   make                      gmsd, gms-keeper, gmsctl, libgmsclient.so
 #   make check                every test; one program alone: make check-unit-store, make check-integration T=pattern
 #   make demo [DEVICE=cuda:0] the story, with real processes and real bytes
 #   make bench                ratios in one run: a table, and build/bench.json
@@ -67,29 +67,35 @@ objs = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
 PROTO_OBJS  := $(call objs,$(sort $(wildcard proto/*.c))) $(BUILD)/obj/gms.pb-c.o
 VMM_OBJS    := $(call objs,$(sort $(wildcard vmm/*.c)))
-DAEMON_OBJS := $(call objs,$(sort $(filter-out daemon/main.c,$(wildcard daemon/*.c))))
+DAEMON_OBJS := $(call objs,$(sort $(filter-out daemon/main.c daemon/keeper%,$(wildcard daemon/*.c)))) $(BUILD)/obj/journal.pb-c.o
 LIB_OBJS    := $(call objs,$(sort $(wildcard libgmsclient/*.c)))
 CTL_OBJS    := $(call objs,$(sort $(wildcard tools/*.c)))
 
 LIBS_PROTO  = $(call pkg,--libs,libprotobuf-c)
 LIBS_DAEMON = $(LIBS_PROTO) $(call pkg,--libs,libevent_core libsystemd libxxhash)
 
-PROGRAMS := $(BUILD)/gmsd $(BUILD)/gmsctl $(BUILD)/libgmsclient.so
+PROGRAMS := $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/gmsctl $(BUILD)/libgmsclient.so
 
 .PHONY: all
 all: $(PROGRAMS)
 
-$(BUILD)/proto/gms.pb-c.c: proto/gms.proto
-	$(call say,PROTOC,$<)$(PROTOC_C) --proto_path=proto --c_out=$(BUILD)/proto $<
-$(BUILD)/proto/gms.pb-c.h: $(BUILD)/proto/gms.pb-c.c ;
+# The code that protoc makes of proto/gms.proto and daemon/journal.proto.
+GENERATED := $(BUILD)/proto/gms.pb-c.h $(BUILD)/proto/journal.pb-c.h
+vpath %.proto proto daemon
+$(BUILD)/proto/%.pb-c.c: %.proto
+	$(call say,PROTOC,$<)$(PROTOC_C) --proto_path=$(<D) --c_out=$(BUILD)/proto $<
+$(BUILD)/proto/%.pb-c.h: $(BUILD)/proto/%.pb-c.c ;
 
-$(BUILD)/obj/%.o: %.c $(BUILD)/.flags | $(BUILD)/proto/gms.pb-c.h
+$(BUILD)/obj/%.o: %.c $(BUILD)/.flags | $(GENERATED)
 	$(call say,CC,$<)mkdir -p $(@D) && $(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
-$(BUILD)/obj/gms.pb-c.o: $(BUILD)/proto/gms.pb-c.c $(BUILD)/.flags
+$(BUILD)/obj/%.pb-c.o: $(BUILD)/proto/%.pb-c.c $(BUILD)/.flags
 	$(call say,CC,$<)mkdir -p $(@D) && $(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -Wno-undef -Wno-shadow -MMD -MP -c -o $@ $<
 
 $(BUILD)/gmsd: $(BUILD)/obj/daemon/main.o $(DAEMON_OBJS) $(VMM_OBJS) $(PROTO_OBJS)
 	$(call say,LD,$@)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS_DAEMON) -ldl
+
+$(BUILD)/gms-keeper: $(call objs,daemon/keeper.c daemon/log.c)
+	$(call say,LD,$@)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^
 
 $(BUILD)/libgmsclient.so: $(LIB_OBJS) $(VMM_OBJS) $(PROTO_OBJS) libgmsclient/libgmsclient.map
 	$(call say,LD,$@)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -shared -Wl,-soname,$(SONAME) \

@@ -536,6 +536,18 @@ void allocator_release_consume(struct allocator *a, int fd, uint64_t bytes) {
         last->bytes += bytes;
 }
 
+void allocator_remember(struct allocator *a, const struct device_info *info) {
+        char spec[sizeof(a->info.spec)];
+        memcpy(spec, a->info.spec, sizeof(spec));
+        a->info = *info;
+        memcpy(a->info.spec, spec, sizeof(spec));
+}
+
+void allocator_account(struct allocator *a, uint64_t bytes, uint64_t descriptors) {
+        a->owned += bytes;
+        a->descriptors += descriptors;
+}
+
 void allocator_kick(struct allocator *a, uint64_t now) {
         if (!a->n_waiting)
                 return;

@@ -34,6 +34,7 @@ struct job {
         size_t n_runs;
         int *fds;           /* n of them, in the order of the runs; -1 once taken */
         uint32_t n, done;
+        uint64_t first_id;  /* the owner's: ids are given when the descriptors are there */
         unsigned attempts;  /* workers that died over it */
         unsigned refusals;  /* for want of memory */
         uint64_t not_before; /* until then the device's word that there is room does not count: it was refused just now */
@@ -69,6 +70,10 @@ struct job *allocator_finished(struct allocator *a);
 
 /* Frees one allocation: the worker closes the descriptor. */
 void allocator_release_consume(struct allocator *a, int fd, uint64_t bytes);
+
+/* What is known of a device before its worker has answered, from an earlier daemon; memory that daemon left to it. */
+void allocator_remember(struct allocator *a, const struct device_info *info);
+void allocator_account(struct allocator *a, uint64_t bytes, uint64_t descriptors);
 
 /* Memory may have come free elsewhere. */
 void allocator_kick(struct allocator *a, uint64_t now);

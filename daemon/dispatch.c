@@ -159,22 +159,23 @@ static const char *text_fault(const Gms__Hello *h) {
 }
 
 /* Finds or makes the store that is asked for. True, or refused. */
-static bool hello_store(struct session *s, const Gms__Hello *h) {
-        int r = server_find_store(s->server, h->store, true, &s->store, &s->device);
+static bool hello_store(struct session *s) {
+        const char *name = s->wanted;
+        int r = server_find_store(s->server, name, true, &s->store, &s->device);
         if (r == STORE_NAME_INVALID)
                 session_refuse_and_close(s, GMS__STATUS__INVALID,
                                          "store \"%.64s\": not DEVICE/NAME with a name of printable characters, 192 bytes in all",
-                                         wire_text_ok(h->store, WIRE_STORE_MAX) ? h->store : "?");
+                                         wire_text_ok(name, WIRE_STORE_MAX) ? name : "?");
         else if (r == STORE_NAME_NO_DEVICE)
                 session_refuse_and_close(s, GMS__STATUS__NO_DEVICE,
-                                         "store %s: this daemon serves no such device; see gmsctl status", h->store);
+                                         "store %s: this daemon serves no such device; see gmsctl status", name);
         else if (r == STORE_NAME_LIMIT)
                 session_refuse_and_close(s, GMS__STATUS__LIMIT, "store %s: the daemon has as many stores as it may have",
-                                         h->store);
+                                         name);
         else if (r != 0)
                 session_refuse_and_close(s, GMS__STATUS__INTERNAL, "the daemon has no memory for this; try again");
         else if (!*allocator_info(s->device->allocator)->uuid)
-                session_refuse_and_close(s, GMS__STATUS__FAULTED, "store %s: the device is %s: %s", h->store,
+                session_refuse_and_close(s, GMS__STATUS__FAULTED, "store %s: the device is %s: %s", name,
                                          allocator_state(s->device->allocator), allocator_text(s->device->allocator));
         else
                 return true;
@@ -182,7 +183,7 @@ static bool hello_store(struct session *s, const Gms__Hello *h) {
         return false;
 }
 
-static void hello_ask(struct session *s, const Gms__Hello *h) {
+static void hello_ask(struct session *s) {
         static const enum lock_want wants[] = {
                 [GMS__MODE__RO] = LOCK_WANT_RO,
                 [GMS__MODE__UPDATE] = LOCK_WANT_UPDATE,
@@ -192,7 +193,7 @@ static void hello_ask(struct session *s, const Gms__Hello *h) {
         };
         struct change ask = {
                 .type = CHANGE_ASK,
-                .ask = { .want = wants[h->mode], .process = s->peer.key, .owner = s },
+                .ask = { .want = wants[s->asked], .process = s->peer.key, .id = s->id, .owner = s },
         };
         int r = server_change(s->server, s->store, &ask);
         if (r != 0) {
@@ -203,11 +204,18 @@ static void hello_ask(struct session *s, const Gms__Hello *h) {
         if (s->state != SESSION_STRANGER)
                 return; /* granted, and answered; or refused for its identity */
         s->claim = ask.ask.claim;
-        bool forever = !h->deadline || h->deadline->ms > SECONDS_MAX;
-        if (!forever && h->deadline->ms == 0)
+        if (s->wait == 0)
                 dispatch_timed_out(s);
         else
-                session_wait(s, forever ? UINT64_MAX : h->deadline->ms);
+                session_wait(s, s->wait);
+}
+
+/* Hello, second half: the manager has the session's socket, so that the lock it may get outlives the daemon. */
+void dispatch_hello_kept(struct session *s) {
+        if (!hello_store(s))
+                return;
+        server_watch_process(s->server, s->channel.fd, s->peer.key, s->peer.pid);
+        hello_ask(s);
 }
 
 static void on_hello(struct session *s, const Gms__Frame *f) {
@@ -235,19 +243,26 @@ static void on_hello(struct session *s, const Gms__Frame *f) {
                 return;
         }
         s->asked = h->mode;
+        s->hello_serial = f->serial;
+        s->wait = !h->deadline || h->deadline->ms > SECONDS_MAX ? UINT64_MAX : h->deadline->ms;
+        s->deadline = s->wait == UINT64_MAX ? 0 : now_ms() + s->wait;
         s->label = strdup(h->label);
+        s->wanted = strdup(h->store);
         s->identity = *h->identity ? strdup(h->identity) : NULL;
-        if (!s->label || (*h->identity && !s->identity)) {
+        if (!s->label || !s->wanted || (*h->identity && !s->identity)) {
                 session_refuse_and_close(s, GMS__STATUS__INTERNAL, "the daemon has no memory for this; try again");
                 return;
         }
         server_session_known(s->server, s);
         if (h->mode == GMS__MODE__NONE) {
                 dispatch_granted(s);
-        } else if (hello_store(s, h)) {
-                server_watch_process(s->server, s->channel.fd, s->peer.key, s->peer.pid);
-                hello_ask(s, h);
+                return;
         }
+        s->kept_by_manager = durable_records(&s->server->durable);
+        if (durable_keep_session(&s->server->durable, s) < 0)
+                session_refuse_and_close(s, GMS__STATUS__LIMIT, "the daemon has no descriptors left; raise its LimitNOFILE");
+        else
+                session_park(s);
 }
 
 void dispatch_granted(struct session *s) {
@@ -397,65 +412,100 @@ static int apply_job(struct session *s, struct job *job, struct change *ret_chan
         *ret_change = (struct change){
                 .type = CHANGE_ALLOCATE,
                 .claim = s->claim,
-                .allocate = { .first_id = s->server->last_allocation + 1, .items = items, .n = job->n },
+                .allocate = { .first_id = job->first_id, .items = items, .n = job->n },
         };
         int r = server_change(s->server, s->store, ret_change);
         ret_change->allocate.items = NULL;
         if (r != 0)
                 return r;
-        s->server->last_allocation += job->n;
         for (uint32_t i = 0; i < job->n; i++)
                 job->fds[i] = -1; /* the store's now */
         return 0;
 }
 
-static void release_job(struct session *s, struct job *job) {
+void dispatch_retire_job_consume(struct session *s, struct job *job) {
+        struct retired_item *items = calloc(job->n, sizeof(*items));
         uint32_t k = 0;
-        for (size_t i = 0; i < job->n_runs; i++)
-                for (uint32_t c = 0; c < job->runs[i].count; c++, k++)
-                        allocator_release_consume(s->device->allocator, steal_fd(&job->fds[k]), job->runs[i].aligned);
-        device_update(s->device);
+        for (size_t i = 0; i < job->n_runs; i++) {
+                for (uint32_t c = 0; c < job->runs[i].count; c++, k++) {
+                        struct retired_item one = {
+                                .id = job->first_id + k, .fd = steal_fd(&job->fds[k]), .bytes = job->runs[i].aligned,
+                        };
+                        if (items)
+                                items[k] = one;
+                        else
+                                server_retire_consume(s->server, s->device, &one, 1);
+                }
+        }
+        if (items)
+                server_retire_consume(s->server, s->device, items, job->n);
+        free(items);
+        job_free(job);
 }
 
-void dispatch_allocated_consume(struct session *s, struct job *job) {
+/* The memory is there, or is not: has the manager keep it before anything else. */
+void dispatch_allocated_job(struct session *s, struct job *job) {
         if (job->status != GMS__STATUS__OK) {
+                s->job = NULL;
                 session_refuse(s, job->status, "allocate: %s", job->text);
                 job_free(job);
                 return;
         }
-        struct change change;
-        int r = apply_job(s, job, &change);
-        if (r != 0) {
-                release_job(s, job);
-                refuse_change(s, r, "allocate", 0);
-                job_free(job);
+        int r = 0;
+        job->first_id = s->server->last_allocation + 1;
+        s->server->last_allocation += job->n;
+        for (uint32_t i = 0; r == 0 && i < job->n; i++)
+                r = durable_keep_allocation(&s->server->durable, job->first_id + i, job->fds[i]);
+        if (r < 0) {
+                s->job = NULL;
+                dispatch_retire_job_consume(s, job);
+                session_refuse(s, GMS__STATUS__LIMIT, "allocate: the daemon has no descriptors left; raise its LimitNOFILE");
                 return;
         }
+        session_park(s);
+}
 
+/* Answers with allocations from `first_id` on: one aligned size an item, and the first descriptors. */
+static void reply_allocated(struct session *s, uint64_t first_id, uint64_t first_slot, uint64_t *aligned, size_t n_items,
+                            uint32_t count) {
         Gms__Allocated body = GMS__ALLOCATED__INIT;
         Gms__Frame f = GMS__FRAME__INIT;
         _cleanup_(fdset_freep) struct fdset *fds = NULL;
-        _cleanup_free_ uint64_t *aligned = calloc(job->n_runs, sizeof(*aligned));
-        unsigned first = MIN(job->n, FDSET_MAX);
-        if (!aligned || fdset_new(&fds, first, false) < 0) {
+        const struct layout *l = s->claim->view;
+        const struct allocation *first = l ? layout_find_id(l, first_id) : NULL;
+        unsigned n = MIN(count, FDSET_MAX);
+        if (!first || (size_t)(first - l->allocations) + count > l->n_allocations || fdset_new(&fds, n, false) < 0) {
                 session_end(s); /* it has memory it cannot be told of */
-                job_free(job);
                 return;
         }
-        for (size_t i = 0; i < job->n_runs; i++)
-                aligned[i] = job->runs[i].aligned;
-        const struct layout *l = s->claim->view;
-        for (unsigned i = 0; i < first; i++)
-                fdset_add(fds, l->allocations[l->n_allocations - job->n + i].fd);
-        body.first_id = change.allocate.first_id;
-        body.first_slot = change.allocate.first_slot;
-        body.n_aligned_sizes = job->n_runs;
+        for (unsigned i = 0; i < n; i++)
+                fdset_add(fds, first[i].fd);
+        body.first_id = first_id;
+        body.first_slot = first_slot;
+        body.n_aligned_sizes = n_items;
         body.aligned_sizes = aligned;
-        body.count = job->n;
+        body.count = count;
         f.body_case = GMS__FRAME__BODY_ALLOCATED;
         f.allocated = &body;
-        job_free(job);
         session_reply(s, &f, steal_ptr(&fds));
+}
+
+void dispatch_allocated_consume(struct session *s, struct job *job) {
+        struct change change;
+        int r = apply_job(s, job, &change);
+        if (r != 0) {
+                dispatch_retire_job_consume(s, job);
+                refuse_change(s, r, "allocate", 0);
+                return;
+        }
+        _cleanup_free_ uint64_t *aligned = calloc(job->n_runs, sizeof(*aligned));
+        for (size_t i = 0; aligned && i < job->n_runs; i++)
+                aligned[i] = job->runs[i].aligned;
+        if (aligned)
+                reply_allocated(s, job->first_id, change.allocate.first_slot, aligned, job->n_runs, job->n);
+        else
+                session_end(s);
+        job_free(job);
 }
 
 static void on_free(struct session *s, const Gms__Frame *f) {
@@ -792,6 +842,11 @@ static void on_about(struct session *s, const Gms__Frame *f) {
         body.pid = (uint64_t)getpid();
         body.uptime_ms = now_ms() - server->started;
         body.sessions = server->n_sessions;
+        body.durable = durable_records(&server->durable);
+        body.restarts = server->durable.restarts;
+        body.away_ms = server->durable.away;
+        body.orphans = server->durable.orphans;
+        body.unaccounted = server->durable.unaccounted;
         for (size_t i = 0; i < server->n_stores; i++) {
                 struct store_totals t = store_totals(server->stores[i]);
                 body.bytes += t.bytes;
@@ -998,6 +1053,34 @@ static bool allowed(struct session *s, const struct request *r) {
         return !fault;
 }
 
+/*
+ * Answers a request again that the daemon before this one carried out: it died before its answer was sent, or before the
+ * client had read it.
+ */
+static void answer_again(struct session *s, const Gms__Frame *f) {
+        const struct claim *c = s->claim;
+        uint64_t granularity = allocator_info(s->device->allocator)->granularity;
+        if (f->body_case == GMS__FRAME__BODY_ALLOCATE) {
+                size_t n = f->allocate->n_items;
+                uint32_t count = 0;
+                _cleanup_free_ uint64_t *aligned = calloc(n ? n : 1, sizeof(*aligned));
+                for (size_t i = 0; aligned && i < n; i++) {
+                        count += f->allocate->items[i]->count ? f->allocate->items[i]->count : 1;
+                        (void)align_up(f->allocate->items[i]->size, granularity, &aligned[i]);
+                }
+                if (aligned)
+                        reply_allocated(s, s->kept_first_id, s->kept_first_slot, aligned, n, count);
+                else
+                        session_end(s);
+        } else if (f->body_case == GMS__FRAME__BODY_COMMIT) {
+                reply_layout(s, c->view ? c->view : s->store->published);
+        } else if (f->body_case == GMS__FRAME__BODY_REFRESH) {
+                reply_layout(s, c->next ? c->next : c->view);
+        } else {
+                session_done(s);
+        }
+}
+
 void dispatch(struct session *s, const Gms__Frame *f, unsigned n_fds) {
         const struct request *r = f->body_case < ARRAY_SIZE(requests) ? &requests[f->body_case] : NULL;
 
@@ -1016,12 +1099,18 @@ void dispatch(struct session *s, const Gms__Frame *f, unsigned n_fds) {
                 return;
         }
         s->busy = true;
+        if (s->resumed && hello && f->serial == s->hello_serial) {
+                dispatch_granted(s); /* the daemon that granted it had no time to say so */
+                return;
+        }
         if (s->state != SESSION_STRANGER && hello) {
                 session_refuse(s, GMS__STATUS__CONFLICT, "a second hello: this connection has its session; open another one");
                 return;
         }
         if (f->serial <= s->kept_serial && r->changes) {
-                if (f->serial < s->kept_serial || !session_repeat(s))
+                if (s->resumed && f->serial == s->kept_serial && !s->kept)
+                        answer_again(s, f);
+                else if (f->serial < s->kept_serial || !session_repeat(s))
                         session_refuse(s, GMS__STATUS__INVALID, "%s: serial %" PRIu64 " was answered before; serials rise",
                                        r->name, f->serial);
                 return;

@@ -14,8 +14,14 @@ void dispatch(struct session *s, const Gms__Frame *frame, unsigned n_fds);
 void dispatch_granted(struct session *s);
 /* The wait for the lock is over without it. */
 void dispatch_timed_out(struct session *s);
-/* A finished allocation request: becomes part of the layout, or is refused. Takes the job. */
+/* The manager keeps its socket: the second half of its Hello. */
+void dispatch_hello_kept(struct session *s);
+/* Its allocation request, session.job, is finished: the memory is given to the manager to keep, or the request refused. */
+void dispatch_allocated_job(struct session *s, struct job *job);
+/* The manager keeps it: it becomes part of the layout. Takes the job. */
 void dispatch_allocated_consume(struct session *s, struct job *job);
+/* The session ended in between. Takes the job, and frees its memory. */
+void dispatch_retire_job_consume(struct session *s, struct job *job);
 
 /* Fills a Layout message; `l` NULL leaves it empty. It points into `l`. */
 void dispatch_fill_layout(Gms__Layout *to, const struct store *store, struct layout *l);

@@ -17,5 +17,12 @@ struct process_identity {
 
 /* The peer of a connected Unix socket. 0, negative errno. */
 int process_identify(int socket, struct process_identity *ret_identity);
-/* A pidfd of that peer: readable once it has exited. 0, -ESRCH (it has exited already), other negative errno. */
+/* The pid in a key. */
+static inline pid_t process_pid(uint64_t key) {
+        return (pid_t)(key & ((1u << 22) - 1));
+}
+/*
+ * A pidfd of that peer: readable once it has exited. `socket` may be -1: then by pid, guarded by the time it started.
+ * 0, -ESRCH (it has exited already), other negative errno.
+ */
 int process_open(int socket, const struct process_identity *identity, int *ret_pidfd);

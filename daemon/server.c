@@ -26,6 +26,8 @@
 #define SILENCE_MAX_MS 10000u    /* until a connection must have said Hello */
 #define STRANGERS_MAX 1024u      /* connections that have not: above this the oldest ends */
 #define PROBE_TIMEOUT_MS 30000
+#define GPUS_MAX 64u             /* of one host, as of vmm_probe() */
+#define ALIVE_MS 1000u           /* between signs of life */
 #define DESCRIPTORS_SPARE 64u    /* kept back for sockets, pidfds and workers */
 
 struct process {
@@ -83,10 +85,7 @@ struct device *server_find_device(struct server *s, const char *store, size_t le
         return NULL;
 }
 
-static int store_make(struct server *s, const char *name, struct device *device, size_t at, struct store **ret_store) {
-        uint64_t epoch;
-        if (s->n_stores >= STORES_MAX)
-                return STORE_NAME_LIMIT;
+static int store_insert(struct server *s, struct store *store, size_t at) {
         if (s->n_stores == s->room_stores) {
                 struct store **more = reallocarray(s->stores, s->room_stores * 2 + 16, sizeof(*more));
                 if (!more)
@@ -94,14 +93,25 @@ static int store_make(struct server *s, const char *name, struct device *device,
                 s->stores = more;
                 s->room_stores = s->room_stores * 2 + 16;
         }
+        memmove(&s->stores[at + 1], &s->stores[at], (s->n_stores - at) * sizeof(*s->stores));
+        s->stores[at] = store;
+        s->n_stores++;
+        return 0;
+}
+
+static int store_make(struct server *s, const char *name, struct device *device, size_t at, struct store **ret_store) {
+        uint64_t epoch;
+        if (s->n_stores >= STORES_MAX)
+                return STORE_NAME_LIMIT;
         if (getrandom(&epoch, sizeof(epoch), 0) != sizeof(epoch))
                 return -errno;
-        int r = store_new(ret_store, name, device, epoch);
+        struct store *store;
+        int r = store_new(&store, name, device, epoch);
+        if (r == 0 && (r = store_insert(s, store, at)) < 0)
+                store_free(store);
         if (r < 0)
                 return r;
-        memmove(&s->stores[at + 1], &s->stores[at], (s->n_stores - at) * sizeof(*s->stores));
-        s->stores[at] = *ret_store;
-        s->n_stores++;
+        *ret_store = store;
         event_active(s->reap, 0, 0); /* forgotten again if nobody comes to hold it */
         return 0;
 }
@@ -142,41 +152,144 @@ static void forget_idle_stores(struct server *s) {
 
 /* ---- changes and their effects */
 
-static void release_layout(struct device *d, struct layout *l) {
-        for (size_t i = 0; i < l->n_allocations; i++)
-                allocator_release_consume(d->allocator, steal_fd(&l->allocations[i].fd), l->allocations[i].aligned);
+static void on_manager(evutil_socket_t fd, short what, void *arg);
+
+/* Memory on its way out: the manager lets go of it, then the worker closes the last descriptor. */
+struct retired {
+        struct list link;
+        struct server *server;
+        struct device *device;
+        struct event *event; /* the manager has let go */
+        int barrier;
+        size_t n;
+        struct retired_item items[];
+};
+
+static void retired_finish(struct retired *r) {
+        for (size_t i = 0; i < r->n; i++)
+                if (r->items[i].fd >= 0)
+                        allocator_release_consume(r->device->allocator, r->items[i].fd, r->items[i].bytes);
+        list_unlink(&r->link);
+        if (r->event)
+                event_free(r->event);
+        close_fd(r->barrier);
+        struct device *device = r->device;
+        free(r);
+        device_update(device);
+}
+
+static void on_let_go(evutil_socket_t fd, short what, void *arg) {
+        (void)fd, (void)what;
+        retired_finish(arg);
+}
+
+static void retired_start(struct retired *r) {
+        struct durable *d = &r->server->durable;
+        if (durable_records(d)) {
+                for (size_t i = 0; i < r->n; i++)
+                        durable_drop_allocation(d, r->items[i].id);
+                r->barrier = fdstore_barrier(d->manager);
+                server_flush_manager(r->server);
+        }
+        if (r->barrier >= 0)
+                r->event = event_new(r->server->base, r->barrier, EV_READ, on_let_go, r);
+        if (!r->event || event_add(r->event, NULL) < 0)
+                retired_finish(r);
+}
+
+void server_retire_consume(struct server *s, struct device *d, struct retired_item *items, size_t n) {
+        struct retired *r = malloc(sizeof(*r) + n * sizeof(*items));
+        if (!r) {
+                /* No memory to do it in turn: what matters is that nothing leaks. */
+                for (size_t i = 0; i < n; i++) {
+                        durable_drop_allocation(&s->durable, items[i].id);
+                        if (items[i].fd >= 0)
+                                allocator_release_consume(d->allocator, items[i].fd, items[i].bytes);
+                }
+                return;
+        }
+        *r = (struct retired){ .server = s, .device = d, .barrier = -1, .n = n };
+        memcpy(r->items, items, n * sizeof(*items));
+        list_append(&s->retired, &r->link);
+        if (!s->restoring)
+                retired_start(r);
+}
+
+void server_retire_pending(struct server *s) {
+        list_for_safe(r, &s->retired, struct retired, link)
+                if (!r->event)
+                        retired_start(r);
+}
+
+static void release_layout(struct server *s, struct device *d, struct layout *l) {
+        struct retired_item *items = calloc(l->n_allocations ? l->n_allocations : 1, sizeof(*items));
+        for (size_t i = 0; i < l->n_allocations; i++) {
+                struct allocation *a = &l->allocations[i];
+                struct retired_item one = { .id = a->id, .bytes = a->aligned, .fd = steal_fd(&a->fd) };
+                if (items)
+                        items[i] = one;
+                else
+                        server_retire_consume(s, d, &one, 1);
+        }
+        if (items && l->n_allocations > 0)
+                server_retire_consume(s, d, items, l->n_allocations);
+        free(items);
         layout_free(l);
 }
 
+/* Applied, then recorded, then told: a daemon that dies in between has told nobody. */
 int server_change(struct server *s, struct store *store, struct change *change) {
         struct effects fx;
         char before[16];
+        _cleanup_free_ uint8_t *record = NULL;
+        size_t len = 0;
         (void)snprintf(before, sizeof(before), "%s", store_state(store));
 
         effects_init(&fx);
-        int r = store_apply(store, change, &fx);
+        int r = durable_pack(&s->durable, store, change, &record, &len);
+        if (r == 0)
+                r = store_apply(store, change, &fx);
         if (r != 0)
                 return r;
+        durable_write(&s->durable, s, record, len);
         if (strcmp(before, store_state(store)) != 0)
                 log_info("%s: %s → %s", store->name, before, store_state(store));
 
-        bool released = !list_empty(&fx.released);
-        struct device *d = store->device;
         while (!list_empty(&fx.released))
-                release_layout(d, list_first(&fx.released, struct layout, link));
-        if (released)
-                device_update(d);
+                release_layout(s, store->device, list_first(&fx.released, struct layout, link));
         while (!list_empty(&fx.news)) {
                 struct claim *c = list_first(&fx.news, struct claim, news_link);
                 struct session *session = c->owner;
                 unsigned news = c->news;
                 list_unlink(&c->news_link);
                 c->news = 0;
+                if (s->restoring)
+                        continue; /* a client that was granted its lock asks again when it is told that we resumed */
                 session->claim = c;
                 session_news(session, news);
         }
         event_active(s->reap, 0, 0); /* the store may be idle now */
         return 0;
+}
+
+void server_flush_manager(struct server *s) {
+        struct fdstore *manager = s->durable.manager;
+        fdstore_flush(manager);
+        for (;;) {
+                struct session *session = list_first(&s->parked, struct session, parked);
+                if (!session || !fdstore_sent(manager, session->ticket))
+                        break;
+                session_unpark(session);
+        }
+        if (fdstore_wants_write(manager) && !s->manager)
+                s->manager = event_new(s->base, fdstore_fd(manager), EV_WRITE, on_manager, s);
+        if (fdstore_wants_write(manager) && s->manager)
+                (void)event_add(s->manager, NULL);
+}
+
+static void on_manager(evutil_socket_t fd, short what, void *arg) {
+        (void)fd, (void)what;
+        server_flush_manager(arg);
 }
 
 /* ---- processes of sessions */
@@ -211,26 +324,38 @@ static void on_process_exit(evutil_socket_t fd, short what, void *arg) {
         process_exited(s, key);
 }
 
-void server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid) {
+/* False when it has exited, or is not to be seen from here: nothing can be waited for. */
+static bool watch_process(struct server *s, int socket, uint64_t key, pid_t pid) {
         list_for(known, &s->processes, struct process, link)
                 if (known->key == key)
-                        return;
+                        return true;
 
         struct process_identity identity = { .pid = pid, .key = key };
         _cleanup_close_ int pidfd = -1;
         if (key == 0 || process_open(socket, &identity, &pidfd) < 0)
-                return; /* exited, or not to be seen from here: nothing can be waited for */
+                return false;
         struct process *p = calloc(1, sizeof(*p));
         struct event *event = p ? event_new(s->base, pidfd, EV_READ, on_process_exit, p) : NULL;
         if (!event || event_add(event, NULL) < 0) {
                 if (event)
                         event_free(event);
                 free(p);
-                return;
+                return false;
         }
         *p = (struct process){ .server = s, .event = event, .key = key, .pidfd = steal_fd(&pidfd) };
         list_append(&s->processes, &p->link);
         s->n_processes++;
+        return true;
+}
+
+void server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid) {
+        (void)watch_process(s, socket, key, pid);
+}
+
+/* The writer of a sealed layout whose session is over, after a restart: there is no socket to ask any more. */
+static void watch_fence(struct server *s, uint64_t key) {
+        if (!watch_process(s, -1, key, process_pid(key)))
+                process_exited(s, key);
 }
 
 /* ---- devices */
@@ -238,7 +363,7 @@ void server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid)
 static void device_deliver(struct device *d) {
         struct job *job;
         while ((job = allocator_finished(d->allocator)))
-                session_allocated_consume(job->owner, job);
+                session_allocated(job->owner, job);
 }
 
 static void on_device_io(evutil_socket_t fd, short what, void *arg) {
@@ -296,6 +421,41 @@ static void device_done(struct device *d) {
                 event_free(d->timer);
 }
 
+/* What the configuration says of a device. */
+static uint64_t configured_capacity(const struct config *c, const char *spec) {
+        for (size_t i = 0; i < c->n_devices; i++)
+                if (strcmp(c->devices[i].spec, spec) == 0)
+                        return c->devices[i].capacity;
+        return 0;
+}
+
+static bool device_known(const struct server *s, const char *spec) {
+        for (size_t i = 0; i < s->n_devices; i++) {
+                const char *known = allocator_info(s->devices[i].allocator)->spec;
+                if (strcmp(known, spec) == 0 || (strcmp(spec, "cuda") == 0 && strncmp(known, "cuda:GPU-", 9) == 0))
+                        return true;
+        }
+        return false;
+}
+
+int server_add_device(struct server *s, const char *spec, const struct device_info *known) {
+        if (s->n_devices == s->config->n_devices + GPUS_MAX)
+                return -E2BIG;
+        int r = device_init(&s->devices[s->n_devices++], s, spec, configured_capacity(s->config, spec));
+        if (r == 0 && known)
+                allocator_remember(s->devices[s->n_devices - 1].allocator, known);
+        return r;
+}
+
+int server_adopt_store(struct server *s, struct store *store, struct device *device) {
+        bool found;
+        size_t at = store_index(s, store->name, &found);
+        int r = found ? -EEXIST : store_insert(s, store, at);
+        if (r == 0)
+                store->device = device;
+        return r;
+}
+
 /* Asks a worker of its own which devices the driver shows. Waits: nobody is served yet. */
 static int probe(Gms__Frame **ret_answer) {
         struct worker *w;
@@ -335,12 +495,10 @@ static int add_gpus(struct server *s, bool optional) {
         for (size_t i = 0; r == 0 && i < answer->work_devices->n_devices; i++) {
                 char spec[64];
                 (void)snprintf(spec, sizeof(spec), "cuda:%.48s", answer->work_devices->devices[i]->uuid);
-                r = device_init(&s->devices[s->n_devices++], s, spec, 0);
+                r = server_add_device(s, spec, NULL);
         }
         return r;
 }
-
-#define GPUS_MAX 64 /* of one host, as of vmm_probe() */
 
 static int add_devices(struct server *s) {
         const struct config *c = s->config;
@@ -348,12 +506,14 @@ static int add_devices(struct server *s) {
         s->devices = calloc(c->n_devices + GPUS_MAX, sizeof(*s->devices));
         if (!s->devices)
                 return -ENOMEM;
+        /* Those that an earlier daemon left come first: their memory is there, whatever the driver says now. */
+        if (s->durable.restored)
+                r = durable_restore_devices(&s->durable, s);
         for (size_t i = 0; r == 0 && i < c->n_devices; i++) {
                 const struct config_device *d = &c->devices[i];
-                if (strcmp(d->spec, "cuda") == 0)
-                        r = add_gpus(s, d->optional);
-                else
-                        r = device_init(&s->devices[s->n_devices++], s, d->spec, d->capacity);
+                if (device_known(s, d->spec))
+                        continue;
+                r = strcmp(d->spec, "cuda") == 0 ? add_gpus(s, d->optional) : server_add_device(s, d->spec, NULL);
         }
         if (r < 0 && r != -ENODEV)
                 log_error("cannot start the workers: %s", strerror(-r));
@@ -377,17 +537,30 @@ static bool devices_distinct(const struct server *s) {
         return true;
 }
 
+/* A sign of life: for the manager's watchdog, and for the next daemon, which wants to know for how long there was none. */
+static void on_alive(evutil_socket_t fd, short what, void *arg) {
+        struct server *s = arg;
+        struct timeval tv = in_ms(s->alive_every);
+        (void)fd, (void)what;
+        if (durable_records(&s->durable))
+                journal_alive(s->durable.journal, now_ms());
+        if (s->alive_every < ALIVE_MS || sd_watchdog_enabled(0, NULL) > 0)
+                fdstore_say(s->durable.manager, "WATCHDOG=1");
+        server_flush_manager(s);
+        (void)evtimer_add(s->alive, &tv);
+}
+
 /* Serves from the moment that every worker has answered, well or badly; gives up if none of them can be of use. */
 static void server_begin_serving(struct server *s) {
         size_t ready = 0;
         if (s->serving || s->status != 0)
                 return;
         for (size_t i = 0; i < s->n_devices; i++) {
-                if (!s->devices[i].allocator || !allocator_answered(s->devices[i].allocator))
+                if (!s->devices[i].allocator || (!s->durable.restored && !allocator_answered(s->devices[i].allocator)))
                         return;
-                ready += allocator_ready(s->devices[i].allocator);
+                ready += s->durable.restored || allocator_ready(s->devices[i].allocator);
         }
-        if (ready == 0 || !devices_distinct(s)) {
+        if (ready == 0 || !devices_distinct(s) || durable_restore(&s->durable, s) < 0) {
                 if (ready == 0)
                         log_error("none of the devices can be served; the lines above say why");
                 s->status = 1;
@@ -397,17 +570,28 @@ static void server_begin_serving(struct server *s) {
         s->serving = true;
         (void)event_add(s->listening, NULL);
         log_notice("gmsd " GMS_VERSION " is ready: %zu devices, socket %s", ready, s->config->socket);
-        log_notice("no service manager keeps descriptors: the memory dies with this process");
-        (void)sd_notifyf(0, "READY=1\nSTATUS=serving %zu devices", ready);
+        if (!durable_records(&s->durable))
+                log_notice("no service manager keeps descriptors: the memory dies with this process");
+        if (s->durable.restored)
+                log_notice("resumed: %zu stores, %zu sessions; restart %" PRIu64, s->n_stores, s->n_sessions, s->durable.restarts);
+        list_for_safe(session, &s->sessions, struct session, link)
+                session_resumed(session);
+        for (size_t i = 0; i < s->n_stores; i++)
+                if (s->stores[i]->fence != 0)
+                        watch_fence(s, s->stores[i]->fence);
+        on_alive(-1, 0, s);
+        fdstore_say(s->durable.manager, "READY=1\nSTATUS=serving");
+        server_flush_manager(s);
 }
 
 /* ---- sessions */
 
 uint64_t server_descriptors_left(const struct server *s) {
+        uint64_t limit = MIN(s->descriptor_limit, fdstore_max(s->durable.manager));
         uint64_t used = DESCRIPTORS_SPARE + s->n_sessions + s->n_strangers + s->n_processes;
         for (size_t i = 0; i < s->n_devices; i++)
                 used += allocator_descriptors(s->devices[i].allocator);
-        return s->descriptor_limit > used ? s->descriptor_limit - used : 0;
+        return limit > used ? limit - used : 0;
 }
 
 void server_session_known(struct server *s, struct session *session) {
@@ -435,6 +619,8 @@ static void on_reap(evutil_socket_t fd, short what, void *arg) {
         list_for_safe(session, &s->dead, struct session, link)
                 session_free(session);
         forget_idle_stores(s);
+        if (steal_flag(&s->compact))
+                durable_compact(&s->durable, s);
         /* The descriptors that accepting waits for. */
         if (freed && evtimer_pending(s->resume_accept, NULL))
                 event_active(s->resume_accept, 0, 0);
@@ -542,7 +728,28 @@ static int clear_path(const char *path, const struct sockaddr_un *address) {
         return unlink(path) < 0 && errno != ENOENT ? -errno : 0;
 }
 
-static int server_listen(struct server *s) {
+/* A socket that was passed to us: by the manager, or by the daemon before. */
+static int take_listening(struct server *s) {
+        static const struct {
+                const char *name;
+                bool own;
+        } passed[] = { { "listen", false }, { "gmsd.socket", false }, { "socket", true } };
+        for (size_t i = 0; i < ARRAY_SIZE(passed); i++) {
+                _cleanup_close_ int fd = kept_steal(&s->durable.kept, passed[i].name);
+                struct stat st;
+                if (fd < 0 || sd_is_socket_unix(fd, SOCK_SEQPACKET, 1, NULL, 0) <= 0)
+                        continue;
+                if (passed[i].own && (lstat(s->config->socket, &st) < 0 || !S_ISSOCK(st.st_mode)))
+                        continue;
+                if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+                        return -errno;
+                s->listen_fd = steal_fd(&fd);
+                s->listen_own = passed[i].own;
+        }
+        return 0;
+}
+
+static int server_bind(struct server *s) {
         const char *path = s->config->socket;
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         _cleanup_close_ int dir = -1, fd = -1;
@@ -570,6 +777,16 @@ static int server_listen(struct server *s) {
                 return r;
         }
         s->listen_fd = steal_fd(&fd);
+        s->listen_own = true;
+        return fdstore_put(s->durable.manager, "socket", s->listen_fd);
+}
+
+static int server_listen(struct server *s) {
+        int r = take_listening(s);
+        if (r == 0 && s->listen_fd < 0)
+                r = server_bind(s);
+        if (r < 0)
+                return r;
         s->listening = event_new(s->base, s->listen_fd, EV_READ | EV_PERSIST, on_accept, s);
         return s->listening ? 0 : -ENOMEM;
 }
@@ -580,7 +797,7 @@ static void on_end(evutil_socket_t sig, short what, void *arg) {
         struct server *s = arg;
         (void)what;
         log_notice("ending on signal %d", (int)sig);
-        (void)sd_notify(0, "STOPPING=1");
+        fdstore_say(s->durable.manager, "STOPPING=1");
         (void)event_base_loopbreak(s->base);
 }
 
@@ -613,7 +830,12 @@ static int add_events(struct server *s) {
         s->reap = event_new(s->base, -1, 0, on_reap, s);
         s->resume_accept = evtimer_new(s->base, on_resume_accept, s);
         s->silence = evtimer_new(s->base, on_silence, s);
-        return s->reap && s->resume_accept && s->silence ? 0 : -ENOMEM;
+        s->alive = evtimer_new(s->base, on_alive, s);
+        uint64_t watchdog = 0;
+        s->alive_every = ALIVE_MS;
+        if (sd_watchdog_enabled(0, &watchdog) > 0)
+                s->alive_every = MAX(1u, MIN(s->alive_every, watchdog / 2000));
+        return s->reap && s->resume_accept && s->silence && s->alive ? 0 : -ENOMEM;
 }
 
 int server_new(struct server **ret_server, const struct config *config) {
@@ -629,9 +851,18 @@ int server_new(struct server **ret_server, const struct config *config) {
         list_init(&s->strangers);
         list_init(&s->dead);
         list_init(&s->processes);
+        list_init(&s->parked);
+        list_init(&s->retired);
         (void)signal(SIGPIPE, SIG_IGN);
 
-        int r = add_events(s);
+        /* First of all: a journal that is not for us must be left as it is. */
+        int r = durable_init(&s->durable);
+        if (r < 0) {
+                durable_done(&s->durable);
+                free(s);
+                return r;
+        }
+        r = add_events(s);
         if (r < 0)
                 log_error("cannot make the event loop: %s", strerror(-r));
         if (r == 0)
@@ -646,6 +877,16 @@ int server_new(struct server **ret_server, const struct config *config) {
         return 0;
 }
 
+static void remove_socket(struct server *s) {
+        if (s->listen_fd < 0)
+                return;
+        if (s->listen_own) {
+                (void)unlink(s->config->socket);
+                fdstore_remove(s->durable.manager, "socket");
+        }
+        s->listen_fd = close_fd(s->listen_fd);
+}
+
 static void sessions_end(struct list *sessions) {
         while (!list_empty(sessions))
                 session_end(list_first(sessions, struct session, link));
@@ -654,10 +895,7 @@ static void sessions_end(struct list *sessions) {
 struct server *server_free(struct server *s) {
         if (!s)
                 return NULL;
-        if (s->listen_fd >= 0) {
-                (void)unlink(s->config->socket);
-                s->listen_fd = close_fd(s->listen_fd);
-        }
+        remove_socket(s);
         s->status = 1; /* not to serve any more */
         sessions_end(&s->strangers);
         sessions_end(&s->sessions);
@@ -671,9 +909,12 @@ struct server *server_free(struct server *s) {
                 forget_idle_stores(s);
         list_for_safe(p, &s->processes, struct process, link)
                 process_free(p);
+        list_for_safe(r, &s->retired, struct retired, link)
+                retired_finish(r);
         for (size_t i = 0; i < s->n_devices; i++)
                 device_done(&s->devices[i]);
-        struct event *events[] = { s->listening, s->resume_accept, s->reap, s->silence };
+        durable_done(&s->durable);
+        struct event *events[] = { s->listening, s->resume_accept, s->reap, s->silence, s->manager, s->alive };
         for (size_t i = 0; i < ARRAY_SIZE(events); i++)
                 if (events[i])
                         event_free(events[i]);
@@ -691,5 +932,11 @@ struct server *server_free(struct server *s) {
 int server_run(struct server *s) {
         if (event_base_dispatch(s->base) < 0)
                 s->status = 1;
+        if (s->status == 0 && durable_records(&s->durable)) {
+                /* Stopped or restarted, the manager decides: nothing that it keeps is let go of, and nobody is told. */
+                remove_socket(s);
+                server_flush_manager(s);
+                _exit(0);
+        }
         return s->status;
 }

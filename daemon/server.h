@@ -10,6 +10,7 @@
 
 #include "allocator.h"
 #include "config.h"
+#include "durable.h"
 #include "store.h"
 
 struct session;
@@ -32,10 +33,16 @@ struct server {
         struct event *reap;
         struct event *silence;      /* the oldest connection that has not said anything has had its time */
         struct event *signals[4];
+        struct event *manager;      /* the service manager takes messages again */
+        struct event *alive;        /* feeds its watchdog */
+        uint64_t alive_every;       /* ms */
+        bool listen_own;            /* bound here, not passed to us */
 
         struct device *devices;
         size_t n_devices;
         bool serving;
+        bool restoring;             /* no session is there yet to be told anything, and nothing is let go of */
+        bool compact;               /* the journal is mostly dead */
 
         struct store **stores;      /* ascending by name */
         size_t n_stores, room_stores;
@@ -45,6 +52,10 @@ struct server {
         size_t n_sessions, n_strangers;
         struct list processes;      /* of sessions, until they exit */
         size_t n_processes;
+
+        struct durable durable;
+        struct list parked;         /* sessions whose answer waits for the manager (session.parked) */
+        struct list retired;        /* memory that the manager lets go of before it is freed */
 
         uint64_t last_session;
         uint64_t last_allocation;
@@ -81,6 +92,26 @@ enum {
 int server_find_store(struct server *s, const char *name, bool make, struct store **ret_store, struct device **ret_device);
 /* Index of the first store whose name is after `name`. */
 size_t server_store_after(const struct server *s, const char *name);
+
+/*
+ * Frees memory: the manager lets go of it first, so that the worker's is the last close, and the account is right. Takes the
+ * descriptors. `items` are n allocations of a layout, or of a request that came to nothing.
+ */
+struct retired_item {
+        uint64_t id;
+        uint64_t bytes;
+        int fd;
+};
+void server_retire_consume(struct server *s, struct device *d, struct retired_item *items, size_t n);
+/* What was retired while restoring goes now. */
+void server_retire_pending(struct server *s);
+
+/* For restoring. 0, negative errno. */
+int server_add_device(struct server *s, const char *spec, const struct device_info *known);
+int server_adopt_store(struct server *s, struct store *store, struct device *device);
+
+/* Sends what waits for the manager; then what waits for that. */
+void server_flush_manager(struct server *s);
 
 /* Descriptors this process can still take, by its own account. */
 uint64_t server_descriptors_left(const struct server *s);

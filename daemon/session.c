@@ -28,6 +28,20 @@ static void session_watch(struct session *s) {
                 session_end(s);
 }
 
+void session_park(struct session *s) {
+        s->ticket = fdstore_ticket(s->server->durable.manager);
+        list_append(&s->server->parked, &s->parked);
+        server_flush_manager(s->server);
+}
+
+void session_unpark(struct session *s) {
+        list_unlink(&s->parked);
+        if (s->job)
+                dispatch_allocated_consume(s, steal_ptr(&s->job));
+        else
+                dispatch_hello_kept(s);
+}
+
 static void session_set_timer(struct session *s, uint64_t ms) {
         struct timeval tv = { .tv_sec = (time_t)(ms / 1000), .tv_usec = (suseconds_t)(ms % 1000 * 1000) };
         (void)evtimer_add(s->timer, &tv);
@@ -103,6 +117,7 @@ int session_new_consume(struct session **ret_session, struct server *server, int
                 return -ENOMEM;
         }
         list_init(&s->link);
+        list_init(&s->parked);
         s->server = server;
         s->since = now_ms();
         channel_init_consume(&s->channel, fd);
@@ -133,6 +148,7 @@ struct session *session_free(struct session *s) {
         channel_done(&s->channel);
         free(s->label);
         free(s->identity);
+        free(s->wanted);
         free(s->kept);
         free(s);
         return NULL;
@@ -151,15 +167,80 @@ void session_opened(struct session *s) {
 }
 
 void session_let_go(struct session *s) {
-        if (s->job) {
+        if (s->job && !list_empty(&s->parked)) {
+                dispatch_retire_job_consume(s, steal_ptr(&s->job));
+        } else if (s->job) {
                 allocator_cancel(s->device->allocator, steal_ptr(&s->job));
                 device_update(s->device);
         }
+        list_unlink(&s->parked);
         if (s->claim) {
                 struct change leave = { .type = CHANGE_LEAVE, .claim = steal_ptr(&s->claim) };
                 (void)server_change(s->server, s->store, &leave);
         }
+        if (s->kept_by_manager)
+                durable_drop_session(&s->server->durable, s->id);
+        s->kept_by_manager = false;
         s->store = NULL;
+}
+
+int session_restore_consume(struct session **ret_session, struct server *server, const struct client *c, int fd) {
+        struct session *s;
+        int r = session_new_consume(&s, server, fd);
+        if (r < 0)
+                return r;
+        s->label = strdup(c->label);
+        s->identity = c->identity ? strdup(c->identity) : NULL;
+        if (!s->label || (c->identity && !s->identity)) {
+                session_free(s);
+                return -ENOMEM;
+        }
+        s->id = c->id;
+        s->peer = (struct process_identity){ .pid = (pid_t)c->pid, .uid = (uid_t)c->uid, .key = c->process };
+        s->since = c->since;
+        s->asked = (Gms__Mode)c->asked;
+        s->store = c->store;
+        s->device = c->store->device;
+        s->claim = c->claim;
+        s->claim->owner = s;
+        s->hello_serial = s->serial = c->hello;
+        s->kept_serial = c->answered;
+        s->kept_first_id = c->first_id;
+        s->kept_first_slot = c->first_slot;
+        s->kept_by_manager = s->resumed = true;
+        s->deadline = c->deadline;
+        list_append(&server->sessions, &s->link);
+        server->n_sessions++;
+        server_watch_process(server, s->channel.fd, s->peer.key, s->peer.pid);
+        if (s->claim->lock.held || s->claim->gone) {
+                s->state = SESSION_OPEN;
+                session_watch(s);
+        } else {
+                uint64_t now = now_ms();
+                session_wait(s, !s->deadline ? UINT64_MAX : s->deadline > now ? s->deadline - now : 0);
+        }
+        *ret_session = s;
+        return 0;
+}
+
+struct client session_client(const struct session *s) {
+        return (struct client){
+                .id = s->id,
+                .label = s->label,
+                .identity = s->identity,
+                .asked = s->asked,
+                .pid = (uint64_t)s->peer.pid,
+                .uid = s->peer.uid,
+                .process = s->peer.key,
+                .since = s->since,
+                .deadline = s->deadline,
+                .hello = s->hello_serial,
+                .store = s->store,
+                .claim = s->claim,
+                .answered = s->kept_serial,
+                .first_id = s->kept_first_id,
+                .first_slot = s->kept_first_slot,
+        };
 }
 
 void session_end(struct session *s) {
@@ -204,7 +285,9 @@ static void session_keep(struct session *s, const uint8_t *bytes, size_t len, co
         s->kept = copy;
         s->kept_len = len;
         s->kept_fds = n_fds;
-        s->kept_first_id = frame->body_case == GMS__FRAME__BODY_ALLOCATED ? frame->allocated->first_id : 0;
+        bool allocated = frame->body_case == GMS__FRAME__BODY_ALLOCATED;
+        s->kept_first_id = allocated ? frame->allocated->first_id : 0;
+        s->kept_first_slot = allocated ? frame->allocated->first_slot : 0;
 }
 
 void session_reply(struct session *s, Gms__Frame *frame, struct fdset *fds) {
@@ -301,6 +384,7 @@ static void session_send_event(struct session *s, Gms__Event__Kind kind) {
                 [GMS__EVENT__KIND__LOCK_WANTED] = "somebody waits for what this session holds",
                 [GMS__EVENT__KIND__PUBLISHED] = "a newer generation is published; refresh to move to it",
                 [GMS__EVENT__KIND__LOCK_REVOKED] = "an administrator cleared the store by force; connect again",
+                [GMS__EVENT__KIND__RESUMED] = "gmsd was started again; nothing was lost",
         };
         Gms__Layout layout;
         Gms__Event body = GMS__EVENT__INIT;
@@ -330,6 +414,11 @@ static void send_owed(struct session *s) {
         }
 }
 
+/* Also to those that wait: they may have to send their Hello again. */
+void session_resumed(struct session *s) {
+        session_send_event(s, GMS__EVENT__KIND__RESUMED);
+}
+
 void session_news(struct session *s, unsigned news) {
         if ((news & NEWS_GRANTED) && s->state != SESSION_DEAD)
                 dispatch_granted(s);
@@ -343,8 +432,7 @@ void session_news(struct session *s, unsigned news) {
                 send_owed(s);
 }
 
-void session_allocated_consume(struct session *s, struct job *job) {
+void session_allocated(struct session *s, struct job *job) {
         assert(s->job == job);
-        s->job = NULL;
-        dispatch_allocated_consume(s, job);
+        dispatch_allocated_job(s, job);
 }

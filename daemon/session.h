@@ -48,7 +48,16 @@ struct session {
         size_t kept_len;
         uint64_t kept_first_id; /* allocations whose descriptors go with the kept answer */
         uint32_t kept_fds;
-        struct job *job;
+        uint64_t kept_first_slot;
+        struct job *job;        /* with the allocator, or parked */
+        struct list parked;     /* server.parked: goes on when the manager has `ticket` */
+        uint64_t ticket;
+        bool kept_by_manager;   /* its socket is */
+        bool resumed;           /* from the daemon before this one */
+        char *wanted;           /* the store of its Hello, until it is found */
+        uint64_t hello_serial;
+        uint64_t wait;          /* ms that its Hello would wait for the lock; UINT64_MAX */
+        uint64_t deadline;      /* absolute, of the wait under way; 0: none */
         unsigned owed;          /* events (1 << kind) that wait for the queue to drain */
 };
 
@@ -75,10 +84,20 @@ void session_opened(struct session *s);
 /* Sends a kept answer again. False when its descriptors are gone. */
 bool session_repeat(struct session *s);
 
+/* A session of the daemon before this one. Takes the socket; `client` stays the caller's. 0, -ENOMEM, negative errno. */
+int session_restore_consume(struct session **ret_session, struct server *server, const struct client *client, int fd);
+/* What of it outlives the daemon; points into the session. */
+struct client session_client(const struct session *s);
+/* Goes on when the manager has what was queued for it. */
+void session_park(struct session *s);
+void session_unpark(struct session *s);
+/* Tells that the daemon is another one now. */
+void session_resumed(struct session *s);
+
 /* Its claim has news (enum news). */
 void session_news(struct session *s, unsigned news);
-/* Its allocation request is done. Takes the job. */
-void session_allocated_consume(struct session *s, struct job *job);
+/* Its allocation request is done, or failed: job is its own again. */
+void session_allocated(struct session *s, struct job *job);
 
 /* For logs: "session 7 (label, pid 12)". Static buffer. */
 const char *session_name(const struct session *s);

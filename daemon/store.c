@@ -149,6 +149,7 @@ static int apply_ask(struct store *s, struct change *ch, struct effects *fx) {
         }
         c->lock.want = ch->ask.want;
         c->lock.process = ch->ask.process;
+        c->id = ch->ask.id;
         c->owner = ch->ask.owner;
         list_init(&c->news_link);
         list_append(&s->claims, &c->link);

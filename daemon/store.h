@@ -42,6 +42,7 @@ struct claim {
         struct list news_link; /* effects.news */
         unsigned news;         /* enum news */
         bool gone;
+        uint64_t id;           /* of the session, unique for ever */
         void *owner;           /* the caller's */
         struct layout *view;   /* what it works on: the draft, or the generation it reads */
         struct layout *next;   /* pinned by refresh, until settled */
@@ -95,6 +96,7 @@ struct change {
                 struct {
                         enum lock_want want;
                         uint64_t process;
+                        uint64_t id;
                         void *owner;
                         struct claim *claim; /* out */
                 } ask;

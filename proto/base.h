@@ -50,6 +50,12 @@ static inline int steal_fd(int *fd) {
         return r;
 }
 
+static inline bool steal_flag(bool *flag) {
+        bool r = *flag;
+        *flag = false;
+        return r;
+}
+
 #define steal_ptr(pp)                        \
         __extension__({                      \
                 __typeof__(*(pp)) p_ = *(pp);\
