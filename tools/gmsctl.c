@@ -109,10 +109,11 @@ static void on_signal(int signal_number) {
 
 void ctl_catch_signals(void) {
         /* Without SA_RESTART: a call that waits has to come back. */
-        struct sigaction action = { .sa_handler = on_signal };
+        struct sigaction action = { .sa_handler = on_signal }, old;
         (void)sigaction(SIGINT, &action, NULL);
         (void)sigaction(SIGTERM, &action, NULL);
-        (void)sigaction(SIGHUP, &action, NULL);
+        if (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN) /* nohup stays in force */
+                (void)sigaction(SIGHUP, &action, NULL);
 }
 
 static int print_help(const struct command *c) {
