@@ -36,7 +36,7 @@ int wire_pack(Gms__Frame *frame, unsigned n_fds, uint8_t **ret_bytes, size_t *re
 int wire_unpack(const uint8_t *bytes, size_t len, unsigned n_fds, Gms__Frame **ret_frame);
 void wire_free(Gms__Frame **frame);
 
-/* Whether `text` is at most `max` bytes, with no control characters: fit for a log and a terminal. */
+/* Whether `text` is at most `max` bytes of UTF-8 without controls and direction marks: fit for a log and a terminal. */
 bool wire_text_ok(const char *text, size_t max);
 
 #define _cleanup_frame_ _cleanup_(wire_free)
