@@ -16,14 +16,20 @@
 static int fds_before, a = -1, b = -1; /* the two ends */
 static uint8_t buf[CHANNEL_FRAME_MAX];
 
-static int count_fds(void) {
+/* Those that have all of `flags`, as of F_GETFD. */
+static int count_fds_with(int flags) {
         DIR *d = opendir("/proc/self/fd");
+        struct dirent *e;
         int n = 0;
         ck_assert_ptr_nonnull(d);
-        while (readdir(d))
-                n++;
+        while ((e = readdir(d)))
+                n += (fcntl(atoi(e->d_name), F_GETFD) & flags) == flags;
         (void)closedir(d);
         return n;
+}
+
+static int count_fds(void) {
+        return count_fds_with(0);
 }
 
 static void setup(void) {
@@ -341,11 +347,13 @@ START_TEST(queue_owns_duplicates) {
         got = fdset_free(got);
 
         uint32_t n = fill(&ch, 0);
+        int closed_on_exec = count_fds_with(FD_CLOEXEC);
         ck_assert_int_eq(fdset_new(&set, 2, false), 0);
         fdset_add(set, p[1]);
         fdset_add(set, p[1]);
         post(&ch, n, set);
         ck_assert_int_eq(count_fds(), before + 2);
+        ck_assert_int_eq(count_fds_with(FD_CLOEXEC), closed_on_exec + 2);
         p[1] = close_fd(p[1]);
         ck_assert(!hung_up(p[0]));
         for (uint32_t i = 0; i <= n; i++) {

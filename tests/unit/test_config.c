@@ -72,6 +72,7 @@ static const struct {
         { "host:18446744073709551616", NULL, 0 },
         { "host:99999999999999999999999", NULL, 0 },
         { "host:16777216T", NULL, 0 },
+        { "host:16777217T", NULL, 0 }, /* what is left of it is above 0 */
         { "host:18014398509481984K", NULL, 0 },
         { "host:18014398509481983K", "host", 18014398509481983ull << 10 },
         { "host:0", NULL, 0 },
