@@ -42,8 +42,9 @@ int gms_find(struct gms *g, uint64_t slot, struct gms_allocation *ret) {
 
         const struct mapping *m = layout_find_slot(&g->known, slot);
         if (!m)
-                return error_set(-ENOENT, "this handle knows no allocation in slot %" PRIu64 " (of %zu); gms_attach() first?", slot,
-                                 g->known.n);
+                return error_set(-ENOENT,
+                                 "this handle knows no allocation in slot %" PRIu64 " (of %zu); gms_attach() first?",
+                                 slot, g->known.n);
         struct gms_allocation a;
         handle_describe(m, &a);
         sized_store(ret, ret->size, &a, sizeof(a));
@@ -62,8 +63,10 @@ int gms_reserve(struct gms *g, uint64_t address, uint64_t bytes, uint64_t *ret_a
 
         uint64_t unit = g->device.granularity, got;
         if (bytes == 0 || bytes % unit != 0 || address % unit != 0)
-                return error_set(-EINVAL, "reserve: %" PRIu64 " bytes at 0x%" PRIx64 " were asked for; both must be multiples of the "
-                                          "device's granularity, %" PRIu64, bytes, address, unit);
+                return error_set(-EINVAL,
+                                 "reserve: %" PRIu64 " bytes at 0x%" PRIx64 " were asked for; both must be multiples of "
+                                 "the device's granularity, %" PRIu64,
+                                 bytes, address, unit);
         r = space_reserve(&g->space, g->vmm, address, bytes, &got);
         if (r == 0 && ret_address)
                 *ret_address = got;
@@ -76,7 +79,8 @@ static int may_protect(const struct gms *g, const struct mapping *m, uint32_t ac
         if (!conn_is_open(&g->conn))
                 return error_set(-ENOTCONN, "protect: not connected, so access can be lowered only");
         if (access == GMS_ACCESS_READ_WRITE && !(handle_writes(g) && g->known.current))
-                return error_set(-EACCES, "protect: this session reads only, so allocation %" PRIu64 " cannot be made writable",
+                return error_set(-EACCES,
+                                 "protect: this session reads only, so allocation %" PRIu64 " cannot be made writable",
                                  m->id);
         return 0;
 }
@@ -112,7 +116,9 @@ static int may_copy(const struct mapping *m, uint64_t offset, const void *other,
         if (!other && bytes > 0)
                 return error_set(-EINVAL, "%s: no memory of the caller's was given", what);
         if (offset > m->bytes || bytes > m->bytes - offset)
-                return error_set(-ERANGE, "%s: %" PRIu64 " bytes at offset %" PRIu64 " of allocation %" PRIu64 ", which has %" PRIu64,
+                return error_set(-ERANGE,
+                                 "%s: %" PRIu64 " bytes at offset %" PRIu64 " of allocation %" PRIu64
+                                 ", which has %" PRIu64,
                                  what, bytes, offset, m->id, m->bytes);
         if (!m->mapped)
                 return error_set(-EACCES, "%s: allocation %" PRIu64 " is not mapped; gms_remap_all() first", what, m->id);

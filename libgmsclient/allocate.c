@@ -31,7 +31,7 @@ static void batch_done(struct batch *b) {
 static int batch_fill(struct batch *b, const struct mapping *m, size_t n) {
         size_t room = MIN(n, (size_t)(WIRE_PAYLOAD_MAX / ITEM_COST)), cost = 0;
         b->items = calloc(room, sizeof(*b->items));
-        b->pointers = calloc(room, sizeof(*b->pointers));
+        b->pointers = calloc(room, sizeof(Gms__Allocate__Item *));
         if (!b->items || !b->pointers)
                 return error_errno(-ENOMEM, "allocate");
 
@@ -54,7 +54,8 @@ static int batch_fill(struct batch *b, const struct mapping *m, size_t n) {
         return 0;
 }
 
-static int batch_check(const struct batch *b, const Gms__Allocated *reply, const struct fdset *fds, const struct mapping *m) {
+static int batch_check(const struct batch *b, const Gms__Allocated *reply, const struct fdset *fds,
+                       const struct mapping *m) {
         bool right = reply->count == b->n && reply->n_aligned_sizes == b->n_items &&
                      (fds ? fds->n : 0) <= b->n;
         for (size_t i = 0, at = 0; right && i < b->n_items; at += b->items[i++].count)
@@ -161,12 +162,14 @@ static int prepare(struct gms *g, struct mapping *m, size_t n, const uint64_t *b
                 if (bytes[i] == 0)
                         return error_set(-EINVAL, "allocate: size 0 was asked for; at least 1 byte can be had");
                 if (!wire_text_ok(tag, WIRE_TAG_MAX))
-                        return error_set(-EINVAL, "allocate: a tag is at most %u bytes, without control characters", WIRE_TAG_MAX);
+                        return error_set(-EINVAL, "allocate: a tag is at most %u bytes, without control characters",
+                                         WIRE_TAG_MAX);
                 memcpy(m[i].tag, tag, strlen(tag) + 1);
                 if (!align_up(bytes[i], g->device.granularity, &m[i].aligned) ||
                     __builtin_add_overflow(total, m[i].aligned, &total) || (g->device.total > 0 && total > g->device.total))
-                        return error_set(-EFBIG, "allocate: %" PRIu64 " bytes%s were asked for; the whole of %s has %" PRIu64, bytes[i],
-                                         n > 1 ? " and more" : "", g->device.uuid, g->device.total);
+                        return error_set(-EFBIG,
+                                         "allocate: %" PRIu64 " bytes%s were asked for; the whole of %s has %" PRIu64,
+                                         bytes[i], n > 1 ? " and more" : "", g->device.uuid, g->device.total);
         }
 
         struct region *rest = NULL;
@@ -186,8 +189,8 @@ static int begin_layout(struct gms *g) {
                 return error_set(-EBUSY, "allocate: this handle still has an earlier layout of %zu allocations mapped; "
                                          "gms_unmap_all() first, or build with another handle", g->known.n);
         if (g->work.allocations > 0)
-                return error_set(-EBUSY, "allocate: the session took over a sealed layout, whose shape is fixed; build another one "
-                                         "with GMS_MODE_RW");
+                return error_set(-EBUSY, "allocate: the session took over a sealed layout, whose shape is fixed; build "
+                                         "another one with GMS_MODE_RW");
         space_take(g->vmm, g->known.at, g->known.n);
         g->known.n = 0;
         g->known.id = (struct layout_id){};
@@ -270,8 +273,10 @@ int gms_free(struct gms *g, uint64_t id) {
 
         r = mappings_unmap(g->vmm, m, 1);
         if (r < 0)
-                r = error_add(r, "; allocation %" PRIu64 " is freed in the daemon, but its memory stays mapped here until the "
-                                 "handle is closed", id);
+                r = error_add(r,
+                              "; allocation %" PRIu64 " is freed in the daemon, but its memory stays mapped here until "
+                              "the handle is closed",
+                              id);
         else
                 space_take(g->vmm, m, 1);
         layout_remove(&g->known, m);

@@ -170,8 +170,10 @@ int gms_remap_all(struct gms *g, int *ret_changed) {
 
         size_t mapped = mappings_mapped(g->known.at, g->known.n);
         if (mapped > 0)
-                return error_set(-EBUSY, "remap: %zu of %zu allocations are still mapped; gms_unmap_all() first, or gms_attach() "
-                                         "to map the others", mapped, g->known.n);
+                return error_set(-EBUSY,
+                                 "remap: %zu of %zu allocations are still mapped; gms_unmap_all() first, or gms_attach() "
+                                 "to map the others",
+                                 mapped, g->known.n);
         const struct layout_id *then = &g->known.id, *now = &g->work.id;
         if (then->known && now->known && !layout_id_same(then, now))
                 return stale_explain(g, 0, now);
@@ -222,7 +224,9 @@ static int import_all(struct gms *g, uint64_t generation, struct layout *fresh, 
                 if (fresh->n == known->n || !stale_same(old, a))
                         return -ESTALE;
                 struct mapping *m;
-                (void)append(fresh, a, &m); /* there is room */
+                r = append(fresh, a, &m);
+                if (r < 0)
+                        return r;
                 m->address = old->address;
                 m->region = old->region;
                 r = vmm_import(g->vmm, fd, m->aligned, &h->at[h->n]);
@@ -311,8 +315,9 @@ static int refresh_check(struct gms *g, size_t mapped) {
         if (handle_writes(g))
                 return error_set(-EACCES, "refresh: this session builds a layout; only readers move to a newer one");
         if (mapped > 0 && mapped < g->known.n)
-                return error_set(-EBUSY, "refresh: %zu of %zu allocations are mapped; gms_attach() or gms_unmap_all() first", mapped,
-                                 g->known.n);
+                return error_set(-EBUSY,
+                                 "refresh: %zu of %zu allocations are mapped; gms_attach() or gms_unmap_all() first",
+                                 mapped, g->known.n);
         if (mapped > 0 && !g->known.current && !layout_id_equal(&g->known.id, &g->work.id))
                 return error_set(-EBUSY, "refresh: the mappings are of an earlier connection and another generation; "
                                          "gms_unmap_all() and gms_remap_all() first");
@@ -338,7 +343,7 @@ int gms_refresh(struct gms *g, int *ret_changed) {
         struct layout_id now;
         if (r == 0)
                 r = layout_id_from(&now, reply->layout);
-        if (r < 0)
+        if (r != 0)
                 return r;
 
         bool newer = now.epoch != g->work.id.epoch || now.generation != g->work.id.generation;

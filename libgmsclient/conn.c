@@ -154,16 +154,13 @@ static int conn_gone(void) {
 static int conn_send(struct conn *c, uint64_t deadline) {
         for (;;) {
                 int r = channel_send(c->fd, c->request, c->request_len, NULL);
-                if (r == CHANNEL_E_AGAIN)
-                        r = conn_wait(c, POLLOUT, deadline);
-                else if (r == CHANNEL_E_EOF)
-                        return 0; /* what it said before it went is still to be read, then the end */
-                else if (r == -EINTR)
+                if (r == 0 || r == CHANNEL_E_EOF)
+                        return 0; /* what a peer said before it went is still to be read, then the end */
+                if (r == -EINTR)
                         continue;
-                else if (r < 0)
+                if (r < 0)
                         return error_errno(r, "send to the daemon");
-                else
-                        return 0;
+                r = conn_wait(c, POLLOUT, deadline);
                 if (r < 0)
                         return r;
         }

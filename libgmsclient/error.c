@@ -13,9 +13,8 @@ const char *gms_last_error(void) {
         return last.text;
 }
 
-int error_set(int error, const char *format, ...) {
+int (error_set)(int error, const char *format, ...) {
         assert(error < 0);
-
         /* An argument may be the present text. */
         struct error_saved next;
         va_list args;
@@ -26,7 +25,8 @@ int error_set(int error, const char *format, ...) {
         return error;
 }
 
-int error_add(int error, const char *format, ...) {
+int (error_add)(int error, const char *format, ...) {
+        assert(error < 0);
         size_t len = strlen(last.text);
         va_list args;
         va_start(args, format);
@@ -35,7 +35,7 @@ int error_add(int error, const char *format, ...) {
         return error;
 }
 
-int error_errno(int error, const char *what) {
+int (error_errno)(int error, const char *what) {
         char buf[128];
         const char *why = strerror_r(-error, buf, sizeof(buf));
         if (error == -EMFILE || error == -ENFILE)
@@ -69,14 +69,14 @@ static const struct {
 };
 _Static_assert(ARRAY_SIZE(statuses) == GMS__STATUS__OUT_OF_RANGE + 1, "a status without an errno");
 
-int error_status(Gms__Status status, const char *text) {
+int (error_status)(Gms__Status status, const char *text) {
         if (status <= GMS__STATUS__OK || (size_t)status >= ARRAY_SIZE(statuses))
                 return error_set(-EPROTO, "the daemon answered with status %d, which this library does not know: %s",
                                  (int)status, text);
         return error_set(statuses[status].error, "%s", *text ? text : statuses[status].text);
 }
 
-int error_vmm_text(const char *text, int r, const char *what) {
+int (error_vmm_text)(const char *text, int r, const char *what) {
         static const int errors[] = {
                 [VMM_E_NO_DRIVER] = -ENODEV, [VMM_E_NO_DEVICE] = -ENODEV, [VMM_E_NO_MEMORY] = -ENOMEM,
                 [VMM_E_TAKEN] = -EEXIST,     [VMM_E_REFUSED] = -EIO,
@@ -87,7 +87,7 @@ int error_vmm_text(const char *text, int r, const char *what) {
         return error_set(error, "%s: %s", what, text);
 }
 
-int error_vmm(const struct vmm *v, int r, const char *what) {
+int (error_vmm)(const struct vmm *v, int r, const char *what) {
         return error_vmm_text(v->text, r, what);
 }
 

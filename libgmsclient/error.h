@@ -26,6 +26,19 @@ int error_status(Gms__Status status, const char *text);
 int error_vmm(const struct vmm *v, int r, const char *what);
 int error_vmm_text(const char *text, int r, const char *what);
 
+/* All of these return something negative, whatever a compiler or an analyser can see of them. */
+static inline int error_negative(int error) {
+        if (error >= 0)
+                __builtin_unreachable();
+        return error;
+}
+#define error_set(...) error_negative((error_set)(__VA_ARGS__))
+#define error_add(...) error_negative((error_add)(__VA_ARGS__))
+#define error_errno(...) error_negative((error_errno)(__VA_ARGS__))
+#define error_status(...) error_negative((error_status)(__VA_ARGS__))
+#define error_vmm(...) error_negative((error_vmm)(__VA_ARGS__))
+#define error_vmm_text(...) error_negative((error_vmm_text)(__VA_ARGS__))
+
 /* Keeps the text over calls that may set another: cleaning up after the failure that matters. */
 struct error_saved {
         char text[1024];

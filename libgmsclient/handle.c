@@ -14,7 +14,8 @@ int handle_enter(struct gms *g, struct gms **ret_held) {
                 return error_set(-EINVAL, "no handle given; gms_open() makes one");
         /* Before the mutex: another thread of the parent may have held it at fork(), and here it would stay held. */
         if (g->pid != getpid())
-                return error_set(-ECHILD, "the handle was inherited over fork() and works in process %d only; open one here",
+                return error_set(-ECHILD,
+                                 "the handle was inherited over fork() and works in process %d only; open one here",
                                  (int)g->pid);
         (void)pthread_mutex_lock(&g->mutex);
         *ret_held = g;
@@ -78,15 +79,18 @@ void handle_describe(const struct mapping *m, struct gms_allocation *ret) {
 static int default_socket(char **ret_path) {
         const char *path = secure_getenv("GMS_SOCKET");
         const char *dir = geteuid() == 0 ? NULL : secure_getenv("XDG_RUNTIME_DIR");
-        int n = path && *path ? asprintf(ret_path, "%s", path) : asprintf(ret_path, "%s/gms/gmsd.sock", dir && *dir ? dir : "/run");
-        return n < 0 ? -ENOMEM : 0;
+        if (path && *path)
+                return (*ret_path = strdup(path)) ? 0 : -ENOMEM;
+        return asprintf(ret_path, "%s/gms/gmsd.sock", dir && *dir ? dir : "/run") < 0 ? -ENOMEM : 0;
 }
 
 static int check_store(const char *store) {
         const char *slash = strchr(store, '/');
         if (!slash || slash == store || slash[1] == '\0' || !wire_text_ok(store, WIRE_STORE_MAX))
-                return error_set(-EINVAL, "'%.200s' is no store: DEVICE/NAME is, such as cuda:0/weights or host/weights, of at "
-                                          "most %u bytes and without control characters", store, WIRE_STORE_MAX);
+                return error_set(-EINVAL,
+                                 "'%.200s' is no store: DEVICE/NAME is, such as cuda:0/weights or host/weights, of at "
+                                 "most %u bytes and without control characters",
+                                 store, WIRE_STORE_MAX);
         return 0;
 }
 
@@ -181,7 +185,8 @@ static int handle_device(struct gms *g, const Gms__Device *device) {
         if (g->vmm && strcmp(g->vmm->device.uuid, g->device.uuid) == 0)
                 return 0;
         if (g->vmm && (g->known.n > 0 || !list_empty(&g->space.regions)))
-                return error_set(-ENODEV, "%s is on %s now and was on %s, where this handle has addresses; use a new handle",
+                return error_set(-ENODEV,
+                                 "%s is on %s now and was on %s, where this handle has addresses; use a new handle",
                                  g->store, g->device.uuid, g->vmm->device.uuid);
 
         g->vmm = vmm_free(g->vmm);
@@ -233,9 +238,12 @@ static int check_options(struct gms *g, struct gms_connect_options *o) {
         if (o->mode != GMS_MODE_NONE && !g->store)
                 return error_set(-EINVAL, "connect: this handle has no store, so GMS_MODE_NONE is its only mode");
         if (!o->label)
-                o->label = wire_text_ok(program_invocation_short_name, WIRE_LABEL_MAX) ? program_invocation_short_name : "unnamed";
+                o->label = program_invocation_short_name;
+        if (o->label == program_invocation_short_name && !wire_text_ok(o->label, WIRE_LABEL_MAX))
+                o->label = "unnamed";
         if (!wire_text_ok(o->label, WIRE_LABEL_MAX))
-                return error_set(-EINVAL, "connect: the label must be at most %u bytes, without control characters", WIRE_LABEL_MAX);
+                return error_set(-EINVAL, "connect: the label must be at most %u bytes, without control characters",
+                                 WIRE_LABEL_MAX);
         if (o->identity && !wire_text_ok(o->identity, WIRE_IDENTITY_MAX))
                 return error_set(-EINVAL, "connect: the identity must be at most %u bytes, without control characters",
                                  WIRE_IDENTITY_MAX);
@@ -289,7 +297,8 @@ int gms_disconnect(struct gms *g) {
 
 int gms_get_fd(struct gms *g) {
         if (!g || g->pid != getpid())
-                return error_set(g ? -ECHILD : -EINVAL, "gms_get_fd: %s", g ? "the handle was inherited over fork()" : "no handle");
+                return error_set(g ? -ECHILD : -EINVAL, "gms_get_fd: %s",
+                                 g ? "the handle was inherited over fork()" : "no handle");
         return g->events.epoll_fd;
 }
 

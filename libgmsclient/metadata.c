@@ -41,6 +41,7 @@ static int gather_entry(struct gather *g, const Gms__MetaEntry *e) {
                 r = grow((void **)&g->bytes, &g->bytes_room, value_at(g->used) + e->value.len + key_size, 1);
         if (r < 0)
                 return r;
+        assert(g->entries && g->bytes);
 
         size_t at = value_at(g->used);
         if (e->value.len > 0)
@@ -98,7 +99,8 @@ void gms_array_free(void *array) {
 static int check_list(const struct gms_metadata_list *list) {
         int r = sized_check(list, "struct gms_metadata_list");
         if (r == 0 && list->size < sizeof(*list))
-                r = error_set(-EINVAL, "struct gms_metadata_list: its size is %u, at least %zu are needed", list->size, sizeof(*list));
+                r = error_set(-EINVAL, "struct gms_metadata_list: its size is %u, at least %zu are needed", list->size,
+                              sizeof(*list));
         return r;
 }
 
@@ -108,7 +110,8 @@ static int check_key(const char *key) {
         if (!key || *key == '\0')
                 return error_set(-EINVAL, "metadata: an entry has no key");
         if (strlen(key) > WIRE_KEY_MAX)
-                return error_set(-EFBIG, "metadata: a key has %zu bytes, %u are allowed: %.64s...", strlen(key), WIRE_KEY_MAX, key);
+                return error_set(-EFBIG, "metadata: a key has %zu bytes, %u are allowed: %.64s...", strlen(key),
+                                 WIRE_KEY_MAX, key);
         if (!wire_text_ok(key, WIRE_KEY_MAX))
                 return error_set(-EINVAL, "metadata: a key contains control characters");
         return 0;
@@ -119,14 +122,17 @@ static int check_entry(const struct gms *g, const struct gms_metadata *e) {
         if (r < 0)
                 return r;
         if (e->value_size > GMS_VALUE_MAX)
-                return error_set(-EFBIG, "metadata: the value of '%s' has %u bytes, %d are allowed; put large things into an "
-                                         "allocation", e->key, e->value_size, GMS_VALUE_MAX);
+                return error_set(-EFBIG,
+                                 "metadata: the value of '%s' has %u bytes, %d are allowed; put large things into an "
+                                 "allocation",
+                                 e->key, e->value_size, GMS_VALUE_MAX);
         if (e->value_size > 0 && !e->value)
                 return error_set(-EINVAL, "metadata: the value of '%s' is missing", e->key);
 
         const struct mapping *m = handle_is_current(g) ? layout_find_slot(&g->known, e->slot) : NULL;
         if (m && e->offset >= m->bytes)
-                return error_set(-ERANGE, "metadata: '%s' is to point at byte %" PRIu64 " of slot %" PRIu64 ", which has %" PRIu64,
+                return error_set(-ERANGE,
+                                 "metadata: '%s' is to point at byte %" PRIu64 " of slot %" PRIu64 ", which has %" PRIu64,
                                  e->key, e->offset, e->slot, m->bytes);
         return 0; /* of slots it does not know the daemon judges */
 }
@@ -146,8 +152,9 @@ static int put_some(struct gms *g, const struct gms_metadata *entries, size_t n,
                         break;
         }
 
+        assert(count > 0); /* the limits let one through */
         _cleanup_free_ Gms__MetaEntry *on_wire = calloc(count, sizeof(*on_wire));
-        _cleanup_free_ Gms__MetaEntry **pointers = calloc(count, sizeof(*pointers));
+        _cleanup_free_ Gms__MetaEntry **pointers = calloc(count, sizeof(Gms__MetaEntry *));
         if (!on_wire || !pointers)
                 return error_errno(-ENOMEM, "metadata");
         for (size_t i = 0; i < count; i++) {

@@ -27,7 +27,7 @@ int gms_seal(struct gms *g) {
         if (r < 0 || !g->known.current)
                 return r;
 
-        /* The shape is fixed: its hash tells, should the handle take the layout over again. Not knowing it is no failure. */
+        /* The shape is fixed: its hash tells, should the handle adopt the layout again. Not knowing it is no failure. */
         _cleanup_frame_ Gms__Frame *reply = NULL;
         if (request_state(g, &reply) == 0 && handle_work(g, reply->session_state->layout) == 0)
                 g->known.id = g->work.id;
@@ -52,8 +52,9 @@ static int write_protect(struct gms *g) {
                 g->known.at[i].want = MIN(g->known.at[i].access, (uint8_t)GMS_ACCESS_READ);
         int r = mappings_apply(g->vmm, g->known.at, g->known.n);
         if (r < 0)
-                r = error_add(r, "; generation %" PRIu64 " IS published, but its mappings here are still writable: do not write "
-                                 "to them, and try gms_protect(GMS_ALL, GMS_ACCESS_READ), or gms_unmap_all()",
+                r = error_add(r,
+                              "; generation %" PRIu64 " IS published, but its mappings here are still writable: do not "
+                              "write to them, and try gms_protect(GMS_ALL, GMS_ACCESS_READ), or gms_unmap_all()",
                               g->known.id.generation);
         return r;
 }
@@ -64,7 +65,8 @@ int gms_commit(struct gms *g, const char *identity, uint32_t flags) {
         if (r < 0)
                 return r;
         if (flags & ~GMS_COMMIT_LEAVE)
-                return error_set(-EINVAL, "commit: flags 0x%x are not known; GMS_COMMIT_LEAVE is", flags & ~GMS_COMMIT_LEAVE);
+                return error_set(-EINVAL, "commit: flags 0x%x are not known; GMS_COMMIT_LEAVE is",
+                                 flags & ~GMS_COMMIT_LEAVE);
         if (identity && !wire_text_ok(identity, WIRE_IDENTITY_MAX))
                 return error_set(-EINVAL, "commit: the identity must be at most %u bytes, without control characters",
                                  WIRE_IDENTITY_MAX);
@@ -103,7 +105,7 @@ int gms_state(struct gms *g, struct gms_state *ret) {
         _cleanup_frame_ Gms__Frame *reply = NULL;
         if (r == 0)
                 r = request_state(g, &reply);
-        if (r < 0)
+        if (r != 0)
                 return r;
 
         const Gms__SessionState *s = reply->session_state;

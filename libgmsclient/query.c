@@ -279,7 +279,8 @@ int gms_clear(struct gms *g, const char *store, uint32_t flags) {
         if (r < 0)
                 return r;
         if (!store || !*store || (flags & ~GMS_CLEAR_FORCE))
-                return error_set(-EINVAL, "clear: %s", store && *store ? "unknown flags; GMS_CLEAR_FORCE is one" : "no store was named");
+                return error_set(-EINVAL, "clear: %s",
+                                 store && *store ? "unknown flags; GMS_CLEAR_FORCE is one" : "no store was named");
 
         Gms__Clear clear = GMS__CLEAR__INIT;
         clear.store = (char *)store;

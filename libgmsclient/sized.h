@@ -17,7 +17,8 @@ static inline uint32_t sized_size(const void *s) {
 /* -EINVAL with a text when `s` is missing or was not initialised. */
 static inline int sized_check(const void *s, const char *name) {
         if (!s || sized_size(s) < sizeof(uint32_t))
-                return error_set(-EINVAL, "%s: %s; initialise it with GMS_INIT", name, s ? "its size is 0" : "no struct given");
+                return error_set(-EINVAL, "%s: %s; initialise it with GMS_INIT", name,
+                                 s ? "its size is 0" : "no struct given");
         return 0;
 }
 

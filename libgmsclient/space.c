@@ -13,7 +13,8 @@ static int region_new(struct space *s, struct vmm *v, uint64_t address, uint64_t
         *region = (struct region){ .size = size };
         int r = vmm_reserve(v, address, size, &region->address);
         if (r == VMM_E_TAKEN)
-                return error_set(-EEXIST, "reserve %" PRIu64 " bytes at 0x%" PRIx64 ": addresses there are in use; choose others",
+                return error_set(-EEXIST,
+                                 "reserve %" PRIu64 " bytes at 0x%" PRIx64 ": addresses there are in use; choose others",
                                  size, address);
         if (r != 0)
                 return error_vmm(v, r, "reserve addresses");

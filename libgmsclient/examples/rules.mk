@@ -13,3 +13,4 @@ $(EXAMPLES): $(BUILD)/tests/example_%: libgmsclient/examples/%.c libgmsclient/gm
 check-examples: $(EXAMPLES) $(BUILD)/gmsd
 	$(Q)sh libgmsclient/examples/run $(BUILD)
 check: check-examples
+tests: $(EXAMPLES)

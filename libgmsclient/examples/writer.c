@@ -49,9 +49,15 @@ int main(int argc, char **argv) {
         /* Metadata says what lies where: key, slot, offset, and bytes that mean something to the reader. */
         const char shape[] = "float32 512x512";
         struct gms_metadata entries[] = {
-                { .size = sizeof(entries[0]), .key = "layer0.weight", .slot = weights.slot, .value = shape, .value_size = sizeof(shape) },
-                { .size = sizeof(entries[0]), .key = "layer0.bias", .slot = biases.slot },
+                GMS_INIT(struct gms_metadata),
+                GMS_INIT(struct gms_metadata),
         };
+        entries[0].key = "layer0.weight";
+        entries[0].slot = weights.slot;
+        entries[0].value = shape;
+        entries[0].value_size = sizeof(shape);
+        entries[1].key = "layer0.bias";
+        entries[1].slot = biases.slot;
         check(gms_metadata_put(g, entries, 2), "metadata");
 
         /* One atomic step: everything becomes visible to readers, and read-only here. The lock goes back with it. */

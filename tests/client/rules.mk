@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# The client library: its face (exported symbols, public header), its insides (tests/unit/test_client.c, test_va.c), and what it
-# leaves behind when the kernel fails it at any step (test_undo.c, with the real daemon).
+# The client library: its face (exported symbols, public header), its insides (tests/unit/test_client.c, test_va.c),
+# what it leaves behind when the kernel fails it at any step, and its threads (both with the real daemon).
 
 # ---- what a user may see is what the map says, and the map says what the header declares
 
@@ -26,21 +26,25 @@ check-header:
 	$(Q)$(CXX_ANY) -x c++ -std=c++11 -pedantic -Wall -Wextra -Werror -Ilibgmsclient -fsyntax-only tests/client/header.c
 	@echo "header: ok (C99, C++11)"
 
-check: check-exports check-header
-
 # ---- the insides: the library's objects, and none of the daemon's (they share names, not meanings)
 
 $(BUILD)/tests/unit_client $(BUILD)/tests/unit_va: $(BUILD)/tests/unit_%: $(BUILD)/obj/tests/unit/test_%.o $(LIB_OBJS) \
 		$(VMM_OBJS) $(PROTO_OBJS)
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS_PROTO) $(LIBS_CHECK) -ldl -lm -lpthread
 
-# ---- failures at every step
+# ---- failures at every step, and many threads
 
-# Exports its own mmap, mremap and mprotect, which the library then finds first.
-$(BUILD)/tests/client/test_undo: $(BUILD)/obj/tests/client/test_undo.o $(BUILD)/libgmsclient.so
+CLIENT_TESTS := $(BUILD)/tests/client/test_undo $(BUILD)/tests/client/test_threads
+
+# -rdynamic: test_undo has its own mmap, mremap and mprotect, which the library then finds first.
+$(CLIENT_TESTS): $(BUILD)/tests/client/%: $(BUILD)/obj/tests/client/%.o $(BUILD)/obj/tests/client/daemon.o \
+		$(BUILD)/libgmsclient.so
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -rdynamic -Wl,-rpath,'$$ORIGIN/../..' -o $@ \
-		$(filter %.o,$^) -L$(BUILD) -lgmsclient $(LIBS_CHECK)
+		$(filter %.o,$^) -L$(BUILD) -lgmsclient $(LIBS_CHECK) -lpthread
 
-check-client: $(BUILD)/gmsd $(BUILD)/tests/client/test_undo
-	$(Q)$(BUILD)/tests/client/test_undo $(BUILD)/gmsd
+.PHONY: check-undo check-threads tests
+check-undo check-threads: check-%: $(BUILD)/gmsd $(BUILD)/tests/client/test_%
+	$(Q)$(BUILD)/tests/client/test_$* $(BUILD)/gmsd
+check-client: check-exports check-header check-undo check-threads
 check: check-client
+tests: $(CLIENT_TESTS) $(BUILD)/tests/unit_client $(BUILD)/tests/unit_va

@@ -9,18 +9,13 @@
 #undef NDEBUG
 #include <check.h>
 #include <dirent.h>
-#include <fcntl.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 
-#include "base.h"
-#include "gmsclient.h"
+#include "daemon.h"
 
 #define N 12
 
@@ -68,47 +63,10 @@ __attribute__((visibility("default"))) int mprotect(void *address, size_t length
         return fails() ? -1 : (int)syscall(SYS_mprotect, address, length, prot);
 }
 
-/* ---- daemon and handles */
-
-static const char *gmsd;
-static char dir[64], socket_path[96];
-static pid_t daemon_pid;
-
-static void start_daemon(void) {
-        strcpy(dir, "/tmp/gms-undo.XXXXXX");
-        ck_assert_ptr_nonnull(mkdtemp(dir));
-        (void)snprintf(socket_path, sizeof(socket_path), "%s/gms.sock", dir);
-        daemon_pid = fork();
-        ck_assert_int_ge(daemon_pid, 0);
-        if (daemon_pid == 0) {
-                int null = open("/dev/null", O_WRONLY);
-                (void)dup2(null, STDERR_FILENO);
-                (void)execl(gmsd, gmsd, "--socket", socket_path, "--device", "host:64M", (char *)NULL);
-                _exit(127);
-        }
-        struct stat st;
-        for (int i = 0; i < 500 && stat(socket_path, &st) < 0; i++)
-                (void)usleep(10000);
-}
-
-static void stop_daemon(void) {
-        int status;
-        (void)kill(daemon_pid, SIGTERM);
-        ck_assert_int_eq(waitpid(daemon_pid, &status, 0), daemon_pid);
-        ck_assert_int_eq(status, 0);
-        (void)rmdir(dir);
-}
-
-#define OK(call) ck_assert_msg((call) == 0, #call ": %s", gms_last_error())
+/* ---- handles */
 
 static struct gms *open_session(uint32_t mode) {
-        struct gms *g;
-        struct gms_connect_options o = GMS_INIT(struct gms_connect_options);
-        o.mode = mode;
-        o.deadline_ms = 5000;
-        OK(gms_open(&g, socket_path, "host/undo"));
-        OK(gms_connect(g, &o));
-        return g;
+        return daemon_session("host/undo", mode);
 }
 
 /* ---- everything that must not change */
@@ -321,10 +279,10 @@ START_TEST(committing) {
 END_TEST
 
 int main(int argc, char **argv) {
-        gmsd = argc > 1 ? argv[1] : "build/gmsd";
+        daemon_program = argc > 1 ? argv[1] : "build/gmsd";
         Suite *suite = suite_create("undo");
         TCase *tc = tcase_create("undo");
-        tcase_add_checked_fixture(tc, start_daemon, stop_daemon);
+        tcase_add_checked_fixture(tc, daemon_start, daemon_stop);
         tcase_add_test(tc, allocating);
         tcase_add_test(tc, attaching_and_remapping);
         tcase_add_test(tc, refreshing);

@@ -45,7 +45,8 @@ static void fake_unreserve(struct vmm *v, uint64_t address, uint64_t size) {
         fake.reserved--;
 }
 
-static int fake_attach(struct vmm *v, int fd, uint64_t address, uint64_t size, enum vmm_access access, uint64_t *ret_address) {
+static int fake_attach(struct vmm *v, int fd, uint64_t address, uint64_t size, enum vmm_access access,
+                       uint64_t *ret_address) {
         (void)v;
         (void)fd;
         for (size_t i = 0; i < size / UNIT; i++) {
@@ -83,7 +84,11 @@ static int fake_unmap(struct vmm *v, uint64_t address, uint64_t size) {
 }
 
 static const struct vmm_ops fake_ops = {
-        .reserve = fake_reserve, .unreserve = fake_unreserve, .attach = fake_attach, .protect = fake_protect, .unmap = fake_unmap,
+        .reserve = fake_reserve,
+        .unreserve = fake_unreserve,
+        .attach = fake_attach,
+        .protect = fake_protect,
+        .unmap = fake_unmap,
 };
 
 static struct vmm vmm;
