@@ -92,6 +92,8 @@ static int connect_within(int fd, const struct sockaddr_un *address, uint64_t ti
 
 int conn_check_path(const char *path) {
         size_t len = strlen(path), room = sizeof(((struct sockaddr_un *)0)->sun_path) - 1;
+        if (len == 0)
+                return error_set(-EINVAL, "the socket's path is empty; NULL stands for the default");
         if (len > room)
                 return error_set(-ENAMETOOLONG, "the socket's path has %zu bytes and at most %zu fit: %s", len, room, path);
         return 0;

@@ -35,7 +35,7 @@ void conn_init(struct conn *c, struct events *events);
 /* Closes without a word to the daemon, so that a forked child does not end its parent's session. */
 void conn_done(struct conn *c);
 
-/* -ENAMETOOLONG with a text. */
+/* -EINVAL (empty), -ENAMETOOLONG, with a text. */
 int conn_check_path(const char *path);
 
 /*

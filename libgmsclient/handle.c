@@ -181,8 +181,9 @@ static int handle_device(struct gms *g, const Gms__Device *device) {
         g->device.total = device->total;
         g->device.granularity = device->granularity;
 
-        bool huge = strcmp(g->device.uuid, "host") == 0 && device->granularity > (uint64_t)sysconf(_SC_PAGESIZE);
-        if (g->vmm && strcmp(g->vmm->device.uuid, g->device.uuid) == 0)
+        /* What the daemon aligns to is aligned here as well. */
+        if (g->vmm && strcmp(g->vmm->device.uuid, g->device.uuid) == 0 &&
+            g->vmm->device.granularity <= device->granularity)
                 return 0;
         if (g->vmm && (g->known.n > 0 || !list_empty(&g->space.regions)))
                 return error_set(-ENODEV,
@@ -190,6 +191,7 @@ static int handle_device(struct gms *g, const Gms__Device *device) {
                                  g->store, g->device.uuid, g->vmm->device.uuid);
 
         g->vmm = vmm_free(g->vmm);
+        bool huge = strcmp(g->device.uuid, "host") == 0 && device->granularity > (uint64_t)sysconf(_SC_PAGESIZE);
         char text[sizeof(g->vmm->text)] = "";
         int r = vmm_open(&g->vmm, huge ? "host,huge" : g->device.uuid, text, sizeof(text));
         if (r != 0)
