@@ -74,11 +74,11 @@ static double library(const struct gmsd *d, const char *store, uint64_t size) {
         return took;
 }
 
-struct medians {
+struct costs {
         double request, library, bare;
 };
 
-static struct medians measure(const struct gmsd *d, struct vmm *v, uint64_t size, int rounds, bool with_library) {
+static struct costs measure(const struct gmsd *d, struct vmm *v, uint64_t size, int rounds, bool with_library) {
         _cleanup_samples_ struct samples r = {}, l = {}, f = {};
         char store[64];
         (void)snprintf(store, sizeof(store), "%s/alloc", d->device);
@@ -92,7 +92,7 @@ static struct medians measure(const struct gmsd *d, struct vmm *v, uint64_t size
                 if (with_library)
                         samples_add(&l, library(d, store, size));
         }
-        return (struct medians){ samples_median(&r), with_library ? samples_median(&l) : 0, samples_median(&f) };
+        return (struct costs){ samples_cost(&r), with_library ? samples_cost(&l) : 0, samples_cost(&f) };
 }
 
 void alloc_run(struct bench *b) {
@@ -106,7 +106,7 @@ void alloc_run(struct bench *b) {
         struct memory memory = memory_plan();
 
         (void)measure(&d, v, v->device.granularity, 1, true); /* to warm up */
-        struct medians m = measure(&d, v, memory.size, host ? 3 : 9, !host);
+        struct costs m = measure(&d, v, memory.size, host ? 5 : 9, !host);
         bench_row(b, "alloc_2048", "us", m.request, m.bare, 1.2,
                   "Allocate and its Pages, %d times %s, until all descriptors are here; against vmm_create() of each", N,
                   memory.text);

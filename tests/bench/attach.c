@@ -27,7 +27,7 @@
 #include "samples.h"
 
 #define N MEMORY_N
-#define ROUNDS 15
+#define ROUNDS 41
 
 static int fds[N];
 static void *addresses[N];
@@ -211,12 +211,12 @@ void attach_run(struct bench *b) {
         }
         bench_join(&feeder);
 
-        double bare = samples_median(&floor), took = samples_median(&value);
+        double bare = samples_cost(&floor), took = samples_cost(&value);
         bench_row(b, "attach_2048", "us", took, bare, host ? 1.5 : 1.15, "gms_attach() of %d times %s, against %s", N, m.text,
                   host ? "receiving, mmap and close of each" : "import, map and set access of each");
-        bench_row(b, "attach_2048_connected", "us", samples_median(&whole), bare, NONE, "gms_connect() and gms_attach()");
+        bench_row(b, "attach_2048_connected", "us", samples_cost(&whole), bare, NONE, "gms_connect() and gms_attach()");
         if (!host)
-                bench_row(b, "attach_2048_released", "us", took, samples_median(&released), NONE,
+                bench_row(b, "attach_2048_released", "us", took, samples_cost(&released), NONE,
                           "gms_attach(), against the bare calls and the release of each handle");
         bench_row(b, "attach_round_trips", "", count_round_trips(b, &d, store), N / FDSET_MAX + 3, 1.0,
                   "requests of one gms_attach(), against %d/%u + 3", N, FDSET_MAX);

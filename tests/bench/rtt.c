@@ -87,7 +87,7 @@ static cpu_set_t one_of(const cpu_set_t *all, int n) {
 }
 
 struct pair {
-        double value, floor; /* medians of the rounds' medians, µs */
+        double value, floor; /* of the rounds' medians, µs */
 };
 
 static struct pair measure(struct gms *g, int echo_fd, const struct sizes *sizes) {
@@ -109,7 +109,7 @@ static struct pair measure(struct gms *g, int echo_fd, const struct sizes *sizes
                 samples_add(&value, samples_median(&v));
                 samples_add(&floor, samples_median(&f));
         }
-        return (struct pair){ samples_median(&value), samples_median(&floor) };
+        return (struct pair){ samples_cost(&value), samples_cost(&floor) };
 }
 
 void rtt_run(struct bench *b) {

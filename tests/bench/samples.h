@@ -17,4 +17,9 @@ static inline double samples_median(struct samples *s) {
         return samples_percentile(s, 50);
 }
 
+/* What the thing costs by itself: the machine's other work only ever adds to it, so the lower quartile of many rounds. */
+static inline double samples_cost(struct samples *s) {
+        return samples_percentile(s, 25);
+}
+
 #define _cleanup_samples_ _cleanup_(samples_done)
