@@ -162,7 +162,7 @@ static int prepare(struct gms *g, struct mapping *m, size_t n, const uint64_t *b
                 if (bytes[i] == 0)
                         return error_set(-EINVAL, "allocate: size 0 was asked for; at least 1 byte can be had");
                 if (!wire_text_ok(tag, WIRE_TAG_MAX))
-                        return error_set(-EINVAL, "allocate: a tag is at most %u bytes, without control characters",
+                        return error_set(-EINVAL, "allocate: a tag is at most %u bytes of UTF-8, without control characters",
                                          WIRE_TAG_MAX);
                 memcpy(m[i].tag, tag, strlen(tag) + 1);
                 if (!align_up(bytes[i], g->device.granularity, &m[i].aligned) ||

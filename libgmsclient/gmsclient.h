@@ -11,6 +11,7 @@
  * Conventions
  *   - Every function returns 0 or a negative errno unless it says otherwise. gms_last_error() has the text of the last
  *     failure in the calling thread: what was asked, what is, what to do.
+ *   - Texts (labels, tags, keys, identities, stores) are UTF-8 without control characters, or -EINVAL.
  *   - Sizes and offsets are bytes. Times are milliseconds. Addresses are device addresses for GPUs (CUdeviceptr), and
  *     ordinary pointers for host stores.
  *   - Structs that begin with `size` may grow: set it with GMS_INIT or to sizeof. Unused fields are 0. In an array of the
@@ -157,7 +158,7 @@ struct gms_allocation {
  * Writers: allocates physical memory and maps it read-write. Waits up to 5 s for memory unless gms_set_deadline() said
  * otherwise. `ret` may be NULL. One round trip to the daemon. What the handle remembers of an earlier layout is forgotten
  * with the first allocation of a new one, addresses included; it must be unmapped.
- * -EINVAL     size 0, or a tag over 64 bytes or with control characters
+ * -EINVAL     size 0, or a tag over 64 bytes
  * -EACCES     the session is a reader
  * -EBUSY      the layout is sealed; or an earlier layout is still mapped: gms_unmap_all() first
  * -ENOMEM     no room on the device within the deadline; -EFBIG  more than the whole device
@@ -269,7 +270,7 @@ GMS_PUBLIC int gms_export(struct gms *g, uint64_t id, int *ret_fd);
 struct gms_metadata {
         uint32_t size;
         uint32_t value_size; /* bytes, at most GMS_VALUE_MAX */
-        const char *key;     /* at most 512 bytes, no control characters */
+        const char *key;     /* 1 to 512 bytes */
         const void *value;   /* in lists of the library's: aligned to 8 bytes */
         uint64_t slot;
         uint64_t offset;     /* bytes into the allocation, below its size */
@@ -285,7 +286,7 @@ struct gms_metadata_list {
 /*
  * Writers: puts n entries, replacing those of the same keys, all or none within each 60,000 bytes, which is a round trip.
  * -ENOENT no such slot; -ERANGE the offset is not inside its allocation; -EACCES; -EBUSY sealed; -EFBIG a key or value
- * over the limits; -EINVAL no key, or with control characters.
+ * over the limits.
  */
 GMS_PUBLIC int gms_metadata_put(struct gms *g, const struct gms_metadata *entries, size_t n);
 

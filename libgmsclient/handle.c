@@ -89,7 +89,7 @@ static int check_store(const char *store) {
         if (!slash || slash == store || slash[1] == '\0' || !wire_text_ok(store, WIRE_STORE_MAX))
                 return error_set(-EINVAL,
                                  "'%.200s' is no store: DEVICE/NAME is, such as cuda:0/weights or host/weights, of at "
-                                 "most %u bytes and without control characters",
+                                 "most %u bytes of UTF-8 without control characters",
                                  store, WIRE_STORE_MAX);
         return 0;
 }
@@ -244,10 +244,10 @@ static int check_options(struct gms *g, struct gms_connect_options *o) {
         if (o->label == program_invocation_short_name && !wire_text_ok(o->label, WIRE_LABEL_MAX))
                 o->label = "unnamed";
         if (!wire_text_ok(o->label, WIRE_LABEL_MAX))
-                return error_set(-EINVAL, "connect: the label must be at most %u bytes, without control characters",
+                return error_set(-EINVAL, "connect: the label must be at most %u bytes of UTF-8, without control characters",
                                  WIRE_LABEL_MAX);
         if (o->identity && !wire_text_ok(o->identity, WIRE_IDENTITY_MAX))
-                return error_set(-EINVAL, "connect: the identity must be at most %u bytes, without control characters",
+                return error_set(-EINVAL, "connect: the identity must be at most %u bytes of UTF-8, without control characters",
                                  WIRE_IDENTITY_MAX);
         return 0;
 }

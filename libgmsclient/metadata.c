@@ -113,7 +113,7 @@ static int check_key(const char *key) {
                 return error_set(-EFBIG, "metadata: a key has %zu bytes, %u are allowed: %.64s...", strlen(key),
                                  WIRE_KEY_MAX, key);
         if (!wire_text_ok(key, WIRE_KEY_MAX))
-                return error_set(-EINVAL, "metadata: a key contains control characters");
+                return error_set(-EINVAL, "metadata: a key is no UTF-8, or contains control characters");
         return 0;
 }
 

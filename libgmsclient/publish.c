@@ -68,7 +68,7 @@ int gms_commit(struct gms *g, const char *identity, uint32_t flags) {
                 return error_set(-EINVAL, "commit: flags 0x%x are not known; GMS_COMMIT_LEAVE is",
                                  flags & ~GMS_COMMIT_LEAVE);
         if (identity && !wire_text_ok(identity, WIRE_IDENTITY_MAX))
-                return error_set(-EINVAL, "commit: the identity must be at most %u bytes, without control characters",
+                return error_set(-EINVAL, "commit: the identity must be at most %u bytes of UTF-8, without control characters",
                                  WIRE_IDENTITY_MAX);
 
         bool leave = flags & GMS_COMMIT_LEAVE;
