@@ -112,6 +112,16 @@ $(BUILD)/gmsctl: $(CTL_OBJS) $(BUILD)/libgmsclient.so
 
 include tests/tests.mk
 
+# ---- lint
+
+LINT := $(sort $(wildcard proto/*.c vmm/*.c daemon/*.c libgmsclient/*.c libgmsclient/examples/*.c tools/*.c))
+.PHONY: lint
+lint: $(LINT:%=$(BUILD)/lint/%)
+	$(Q)cppcheck --quiet --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
+		--suppress=memleak --suppress='preprocessorErrorDirective:$(BUILD)/*' $(filter -D% -I%,$(ALL_CPPFLAGS)) $(LINT)
+$(BUILD)/lint/%: % .clang-tidy $(wildcard proto/*.h vmm/*.h daemon/*.h libgmsclient/*.h tools/*.h) | $(GENERATED)
+	$(call say,LINT,$<)clang-tidy --quiet $< -- -std=gnu11 $(ALL_CPPFLAGS) 2>/dev/null && mkdir -p $(@D) && touch $@
+
 # ---- installing, dependencies
 
 .PHONY: deps install clean

@@ -268,7 +268,7 @@ static void on_hello(struct session *s, const Gms__Frame *f) {
 void dispatch_granted(struct session *s) {
         struct layout *view = s->claim ? s->claim->view : NULL;
         const char *published = view && view->identity ? view->identity : "";
-        if (s->identity && mode_of(s->claim) == GMS__MODE__RO && strcmp(published, s->identity) != 0) {
+        if (s->identity && view && mode_of(s->claim) == GMS__MODE__RO && strcmp(published, s->identity) != 0) {
                 session_refuse_and_close(s, GMS__STATUS__IDENTITY,
                                          "%s: asked for identity \"%s\", and generation %" PRIu64 " has \"%s\"; demand that one, "
                                          "or publish the other",

@@ -5,9 +5,22 @@
 
 /* ---- to an image */
 
-/* n messages and the pointers to them, as protobuf-c wants repeated fields. */
-#define NEW_MESSAGES(n, messages, pointers)                                                                        \
-        ((messages = calloc((n) ? (n) : 1, sizeof(*messages))) && (pointers = calloc((n) ? (n) : 1, sizeof(*pointers))))
+/*
+ * Room for n messages and for the pointers to them, as protobuf-c wants repeated fields. The first pointer owns the messages
+ * from the start, so that image_free() finds them whatever fails.
+ */
+static bool new_messages(size_t n, size_t size, void **ret_messages, void ***ret_pointers) {
+        *ret_messages = NULL;
+        *ret_pointers = calloc(n + 1, sizeof(**ret_pointers));
+        if (!*ret_pointers)
+                return false;
+        if (n > 0 && !(**ret_pointers = *ret_messages = calloc(n, size)))
+                return false;
+        return true;
+}
+
+#define NEW_MESSAGES(n, messages, pointers) \
+        new_messages((n), sizeof(*(messages)), (void **)&(messages), (void ***)&(pointers))
 
 static bool fill_layout(Gmsj__LayoutImage *to, const struct layout *l) {
         Gmsj__Allocation *allocations;
@@ -122,24 +135,22 @@ no_memory:
         return -ENOMEM;
 }
 
+/* What NEW_MESSAGES() made. */
+static void free_messages(void *pointers) {
+        if (pointers)
+                free(*(void **)pointers);
+        free(pointers);
+}
+
 Gmsj__StoreImage *image_free(Gmsj__StoreImage *image) {
         if (!image)
                 return NULL;
         for (size_t i = 0; i < image->n_layouts; i++) {
-                Gmsj__LayoutImage *l = image->layouts[i];
-                if (l->n_allocations)
-                        free(l->allocations[0]);
-                if (l->n_metadata)
-                        free(l->metadata[0]);
-                free(l->allocations);
-                free(l->metadata);
+                free_messages(image->layouts[i]->allocations);
+                free_messages(image->layouts[i]->metadata);
         }
-        if (image->n_layouts)
-                free(image->layouts[0]);
-        if (image->n_claims)
-                free(image->claims[0]);
-        free(image->layouts);
-        free(image->claims);
+        free_messages(image->layouts);
+        free_messages(image->claims);
         free(image);
         return NULL;
 }

@@ -69,10 +69,11 @@ int journal_open_consume(struct journal **ret_journal, int fd_in) {
                 return -errno;
         if (!S_ISREG(st.st_mode) || st.st_size < (off_t)PAGE)
                 return JOURNAL_E_FOREIGN;
-        struct journal *j;
+        struct journal *j = NULL;
         int r = journal_make(&j, &fd);
         if (r < 0)
                 return r;
+        assert(j);
         if (j->page->magic != FILE_MAGIC) {
                 journal_free(j);
                 return JOURNAL_E_FOREIGN;

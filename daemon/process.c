@@ -41,7 +41,7 @@ int process_identify(int socket, struct process_identity *ret_identity) {
         if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
                 return -errno;
 
-        uint64_t ticks;
+        uint64_t ticks = 0;
         *ret_identity = (struct process_identity){ .pid = cred.pid, .uid = cred.uid };
         if (cred.pid > 0 && start_time(cred.pid, &ticks) == 0)
                 ret_identity->key = make_key(cred.pid, ticks);
@@ -62,7 +62,7 @@ int process_open(int socket, const struct process_identity *identity, int *ret_p
         if (poll(&exited, 1, 0) == 1)
                 return -ESRCH;
         /* Still alive, so the pid is not used again: if it started when we said, it is the one we identified. */
-        uint64_t ticks;
+        uint64_t ticks = 0;
         if (identity->key != 0 && (start_time(identity->pid, &ticks) < 0 || make_key(identity->pid, ticks) != identity->key))
                 return -ESRCH;
         *ret_pidfd = steal_fd(&pidfd);

@@ -104,7 +104,7 @@ static int host_create(struct vmm *v, uint64_t size, int *ret_fd) {
                 return 0;
 
         /* Asking first: the kernel would rather kill somebody than let fallocate fail. */
-        uint64_t total, room;
+        uint64_t total = 0, room = 0;
         if (host_room(v, &total, &room) == 0 && size > room)
                 return vmm_fail(v, VMM_E_NO_MEMORY, "%llu MiB asked, %llu MiB of host memory available",
                                 (unsigned long long)size >> 20, (unsigned long long)room >> 20);
