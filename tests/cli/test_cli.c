@@ -354,14 +354,19 @@ static void check_harmless(const struct outcome *o) {
                 ck_assert_msg(*p == '\n' || ((unsigned char)*p >= 0x20 && *p != 0x7f), "byte %#x in: %s", *p, o->out);
 }
 
-/* The daemon refuses control characters of ASCII; there are others, and bytes that are no text at all. */
+/* What could move a terminal gets into no label, tag or identity; letters that a terminal may not have are escaped for it. */
 START_TEST(control_characters) {
-        static const char label[] = "evil\xc2\x9b" "31m \\ gr\xc3\xb6\xc3\x9f" "e \xe2\x80\xae\xff";
+        static const char *const refused[] = { "\x1b[31m", "\xc2\x9b" "31m", "\xe2\x80\xae", "\xff" };
+        static const char label[] = "evil \\ gr\xc3\xb6\xc3\x9f" "e";
         static const char *const commands[][4] = {
                 { "sessions" }, { "status" }, { "list" }, { "list", STORE }, { "show", STORE },
         };
         struct gms *writer = run_connect(STORE, GMS_MODE_RW, label);
 
+        for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
+                ck_assert_int_eq(gms_allocate(writer, 4096, refused[i], NULL), -EINVAL);
+                ck_assert_int_eq(gms_commit(writer, refused[i], 0), -EINVAL);
+        }
         ck_assert_int_eq(gms_allocate(writer, 4096, label, NULL), 0);
         ck_assert_int_eq(gms_commit(writer, label, 0), 0);
 
@@ -371,13 +376,10 @@ START_TEST(control_characters) {
                         spawn_start(&s);
                         _cleanup_outcome_ struct outcome o = spawn_end(&s);
                         check_harmless(&o);
-                        ck_assert_ptr_nonnull(strstr(o.out, "evil\\xc2\\x9b31m \\\\ gr")); /* starts a sequence in 8 bits */
-                        ck_assert_ptr_null(strstr(o.out, "\xc2\x9b"));
+                        ck_assert_ptr_nonnull(strstr(o.out, "evil \\\\ gr"));
                         if (i == 0) /* elsewhere it may be cut to its column */
                                 ck_assert_ptr_nonnull(
                                         strstr(o.out, utf8 ? "gr\xc3\xb6\xc3\x9f" "e" : "gr\\xc3\\xb6\\xc3\\x9f" "e"));
-                        ck_assert_ptr_null(strstr(o.out, "\xe2\x80\xae")); /* turns the line around */
-                        ck_assert_ptr_null(strchr(o.out, 0xff));
                 }
 
         _cleanup_outcome_ struct outcome o = ctl("sessions", "--json");
