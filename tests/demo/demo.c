@@ -4,6 +4,8 @@
  * fails ends the demo with 1.
  *
  *   demo [--device SPEC] [--gmsd PATH]
+ *
+ * gmsd runs under gms-keeper, which is found beside it.
  */
 #include <getopt.h>
 #include <stdio.h>
@@ -16,6 +18,7 @@
 #define IDENTITY_1 "demo model, first version"
 #define IDENTITY_2 "demo model, second version"
 #define IDENTITY_3 "another model"
+#define IDENTITY_4 "built across a death"
 
 /* The cast: two readers who stay from the second act on. */
 struct cast {
@@ -213,6 +216,39 @@ static void act_stale(struct stage *s, struct cast *c) {
                 check_bytes(s, c->ben, 3);
 }
 
+/* Anna reads the second version, which only she still holds; Ben the third; the writer is in the middle of the fourth. */
+static void act_daemon_killed(struct stage *s, struct cast *c) {
+        struct process *w = actor_start(s, "writer");
+        uint64_t owned, all = c->physical + version_bytes(3) + version_bytes(4);
+        struct answer a = ask_lock(w, GMS_MODE_UPDATE);
+
+        if (a.result == 0)
+                a = ask_version(w, BUILD, 4);
+        if (!stage_check(s, a.result == 0 && stage_settles(s, all, c->physical, &owned),
+                         "a writer builds a fourth version; Anna has the second and Ben the third: %.0f MiB in all%s%s",
+                         MIB(all), a.text[0] ? ": " : "", a.text))
+                return;
+        actor_tell(w, &(struct order){ .verb = FILL, .version = 4, .n = PIECES });
+        if (!stage_kill_daemon(s)) /* while it writes */
+                return;
+        a = actor_hear(w);
+        stage_check(s, a.result == 0, "the writer has gone on writing%s%s", a.text[0] ? ": " : "", a.text);
+        struct gms_store store = stage_store(s);
+        stage_check(s, stage_settles(s, all, c->physical, &owned) && store.readers == 2 && store.writers == 1,
+                    "the same memory, %.0f MiB, under the same locks: %llu readers, %llu writer", MIB(owned),
+                    (unsigned long long)store.readers, (unsigned long long)store.writers);
+        check_bytes(s, c->anna, 2);
+        check_bytes(s, c->ben, 3);
+
+        a = ask_commit(w, IDENTITY_4);
+        if (!stage_check(s, a.result == 0, "the writer publishes what it began before, in %.2f ms%s%s", a.ms,
+                         a.text[0] ? ": " : "", a.text))
+                return;
+        struct process *late = actor_start(s, "Carl");
+        if (attach(s, late, &a))
+                check_bytes(s, late, 4);
+}
+
 static const struct {
         const char *title;
         void (*play)(struct stage *s, struct cast *c);
@@ -223,6 +259,7 @@ static const struct {
         { "A writer is killed while it builds the second version. Nobody notices.", act_kill },
         { "The second version is published beside the readers, and they move to it.", act_update },
         { "Another structure is published. Nobody takes it for the old one.", act_stale },
+        { "gmsd itself is killed, under readers and a writer. They go on.", act_daemon_killed },
 };
 
 static double now_s(void) {

@@ -10,5 +10,5 @@ $(BUILD)/tests/demo/demo: $(DEMO_OBJS) $(BUILD)/libgmsclient.so
 		-L$(BUILD) -lgmsclient
 
 .PHONY: demo
-demo: $(BUILD)/gmsd $(BUILD)/tests/demo/demo
+demo: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/demo/demo
 	$(Q)$(BUILD)/tests/demo/demo --device $(DEVICE) --gmsd $(BUILD)/gmsd

@@ -201,6 +201,11 @@ struct gms_device stage_device(struct stage *s) {
         return found;
 }
 
+static pid_t daemon_pid(struct stage *s) {
+        struct gms_daemon d = GMS_INIT(struct gms_daemon);
+        return gms_query_daemon(s->look, &d) == 0 ? (pid_t)d.pid : 0;
+}
+
 bool stage_settles(struct stage *s, uint64_t bytes, uint64_t draining, uint64_t *ret_owned) {
         for (unsigned waited = 0; waited < 5000 && !interrupted; waited += 5) {
                 struct gms_store store = stage_store(s);
@@ -229,8 +234,8 @@ static bool await_daemon(struct stage *s) {
         bool connected = false;
 
         for (unsigned waited = 0; waited < 30000 && !interrupted; waited += 5) {
-                if (waitpid(s->daemon, NULL, WNOHANG) == s->daemon) {
-                        s->daemon = 0;
+                if (waitpid(s->keeper, NULL, WNOHANG) == s->keeper) {
+                        s->keeper = 0;
                         return stage_check(s, false, "gmsd serves: it has ended instead");
                 }
                 if (!connected)
@@ -239,7 +244,7 @@ static bool await_daemon(struct stage *s) {
                 if (strcmp(d.state, "ready") == 0) {
                         snprintf(s->store, sizeof(s->store), "%s/demo", d.name);
                         s->host = strcmp(d.name, "host") == 0;
-                        return stage_check(s, true, "gmsd (pid %d) serves %s%s%s on %s", (int)s->daemon, d.name,
+                        return stage_check(s, true, "gmsd (pid %d) serves %s%s%s on %s", (int)daemon_pid(s), d.name,
                                            d.model[0] ? ", " : "", d.model, s->socket);
                 }
                 if (strcmp(d.state, "faulted") == 0)
@@ -247,6 +252,22 @@ static bool await_daemon(struct stage *s) {
                 pause_ms(5);
         }
         return stage_check(s, false, "gmsd serves: not within 30 s: %s", gms_last_error());
+}
+
+bool stage_kill_daemon(struct stage *s) {
+        pid_t before = daemon_pid(s), after = 0;
+        if (!stage_check(s, before > 1 && kill(before, SIGKILL) == 0, "gmsd (pid %d) is killed by SIGKILL", (int)before))
+                return false;
+        struct timespec start, now;
+        double ms = 0;
+        (void)clock_gettime(CLOCK_MONOTONIC, &start);
+        while (ms < 10000 && !interrupted && (after <= 0 || after == before)) {
+                (void)gms_disconnect(s->look);
+                after = connect_look(s) ? daemon_pid(s) : 0;
+                (void)clock_gettime(CLOCK_MONOTONIC, &now);
+                ms = (double)(now.tv_sec - start.tv_sec) * 1e3 + (double)(now.tv_nsec - start.tv_nsec) / 1e6;
+        }
+        return stage_check(s, after > 0 && after != before, "another gmsd (pid %d) answers %.1f ms later", (int)after, ms);
 }
 
 static void catch_signals(void) {
@@ -278,20 +299,23 @@ bool stage_open(struct stage *s, const char *device_spec, const char *gmsd) {
         if (log < 0)
                 return stage_check(s, false, "%s: %s", s->log, strerror(errno));
 
-        char *argv[] = { s->gmsd, (char *)"--socket", s->socket, (char *)"--device", (char *)device_spec, NULL };
-        s->daemon = start(s, argv, -1, log);
-        return s->daemon > 0 ? await_daemon(s) : stage_check(s, false, "fork: %s", strerror(errno));
+        const char *slash = strrchr(s->gmsd, '/');
+        snprintf(s->keeper_path, sizeof(s->keeper_path), "%.*sgms-keeper", slash ? (int)(slash - s->gmsd) + 1 : 0, s->gmsd);
+        char *argv[] = { s->keeper_path,       (char *)"--",       s->gmsd, (char *)"--socket", s->socket,
+                         (char *)"--device", (char *)device_spec, NULL };
+        s->keeper = start(s, argv, -1, log);
+        return s->keeper > 0 ? await_daemon(s) : stage_check(s, false, "fork: %s", strerror(errno));
 }
 
 static void end_daemon(struct stage *s) {
-        if (s->daemon <= 0)
+        if (s->keeper <= 0)
                 return;
-        (void)kill(s->daemon, SIGTERM);
-        int status = await_exit(s->daemon, 10000);
-        stage_check(s, status == 0, "gmsd ends on SIGTERM%s", status == 0 ? "" : ": not within 10 s, or not with 0");
+        (void)kill(s->keeper, SIGTERM);
+        int status = await_exit(s->keeper, 10000);
+        stage_check(s, status == 0, "gmsd and gms-keeper end on SIGTERM%s", status == 0 ? "" : ": not within 10 s, or not with 0");
         stage_check(s, access(s->socket, F_OK) < 0 && errno == ENOENT, "its socket is removed");
         if (status != -1)
-                s->daemon = 0;
+                s->keeper = 0;
 }
 
 static void show_log(const struct stage *s) {

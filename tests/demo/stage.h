@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 /*
- * The stage: a temporary directory, gmsd on a socket in it, the actors, and a handle that looks on. Whatever happens, it
+ * The stage: a temporary directory, gmsd on a socket in it and gms-keeper above it, the actors, and a handle that looks on. Whatever happens, it
  * leaves no process and no file behind. Checks are made here, so that each says what it saw.
  */
 #include <stdbool.h>
@@ -21,11 +21,11 @@ struct process {
 
 struct stage {
         const char *device_spec; /* as for gmsd --device */
-        char gmsd[1024];
+        char gmsd[1024], keeper_path[1040];
         char dir[64], socket[96], log[96], store[64];
         struct gms *look;
-        pid_t group; /* of every process started here: its leader is gmsd */
-        pid_t daemon;
+        pid_t group; /* of every process started here: its leader is gms-keeper */
+        pid_t keeper;
         struct process actors[STAGE_ACTORS];
         unsigned failed;
         bool host;
@@ -52,6 +52,9 @@ void actor_end(struct stage *s, struct process *p);  /* leaves of its own accord
 void actor_tell(struct process *p, const struct order *o);
 struct answer actor_hear(struct process *p);
 struct answer actor_ask(struct process *p, const struct order *o);
+
+/* SIGKILL for gmsd; waits until the next one serves. Checks that it is another process. */
+bool stage_kill_daemon(struct stage *s);
 
 /* The store and its device as the daemon shows them. */
 struct gms_store stage_store(struct stage *s);
