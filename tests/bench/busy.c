@@ -135,10 +135,12 @@ static double beside_free(struct others *o, const struct gmsd *d, const char *st
 }
 
 static void fake_busy(struct bench *b) {
-        char dir[128], dir_env[160], path_env[sizeof(b->build) + 64], preload_env[sizeof(b->build) + 64];
+        const char *libraries = getenv("LD_LIBRARY_PATH");
+        char dir[128], dir_env[160], path_env[2 * sizeof(b->build)], preload_env[sizeof(b->build) + 64];
         (void)snprintf(dir, sizeof(dir), "%s/fakecuda", b->dir);
         (void)snprintf(dir_env, sizeof(dir_env), "FAKECUDA_DIR=%s", dir);
-        (void)snprintf(path_env, sizeof(path_env), "LD_LIBRARY_PATH=%s/tests/fakecuda", b->build);
+        (void)snprintf(path_env, sizeof(path_env), "LD_LIBRARY_PATH=%s/tests/fakecuda%s%s", b->build,
+                       libraries ? ":" : "", libraries ? libraries : "");
         (void)snprintf(preload_env, sizeof(preload_env), "LD_PRELOAD=%s/tests/fakecuda/libcuda.so.1", b->build);
         char *environment[] = { dir_env, path_env, preload_env, NULL };
 
