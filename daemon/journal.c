@@ -147,15 +147,21 @@ static int read_at(const struct journal *j, uint64_t at, uint64_t size, struct r
 
 /* Whether a good record stands anywhere behind `at`. */
 static bool readable_behind(const struct journal *j, uint64_t at, uint64_t size) {
-        for (uint64_t i = at + 1; i + sizeof(struct record_head) <= size; i++) {
+        static const uint32_t magic = RECORD_MAGIC;
+        const uint8_t *file = mmap(NULL, size, PROT_READ, MAP_SHARED, j->fd, 0);
+        if (file == MAP_FAILED)
+                return true; /* not known: the cautious answer */
+        bool found = false;
+        for (const uint8_t *p = file + at; !found && ++p < file + size;) {
                 struct record_head h;
                 _cleanup_free_ uint8_t *bytes = NULL;
-                uint32_t magic;
-                if (read_all(j->fd, &magic, sizeof(magic), i) == 0 && magic == RECORD_MAGIC &&
-                    read_at(j, i, size, &h, &bytes) == 0 && h.number > j->number)
-                        return true;
+                p = memmem(p, (size_t)(file + size - p), &magic, sizeof(magic));
+                if (!p)
+                        break;
+                found = read_at(j, (uint64_t)(p - file), size, &h, &bytes) == 0 && h.number > j->number;
         }
-        return false;
+        (void)munmap((void *)file, size);
+        return found;
 }
 
 int journal_read(struct journal *j, uint64_t *at, uint8_t **ret_bytes, size_t *ret_len) {
