@@ -148,41 +148,50 @@ static int apply(struct store *s, struct change *c) {
         return r > 0 ? -EBADMSG : r;
 }
 
-static int fold_ask(struct folded *f, const Gmsj__Change *ch) {
-        const Gmsj__Ask *ask = ch->ask;
-        struct client *c;
-        int r = ask->client ? make_client(f, ask->client, &c) : -EBADMSG;
-        if (r < 0)
-                return r;
-        struct store **at = find_store(f, ch->store), *s = at ? *at : NULL;
+/* The store that is asked for, made if it is new. 0, -EBADMSG, -ENOMEM. */
+static int ask_store(struct folded *f, const char *name, const Gmsj__Ask *ask, struct store **ret_store) {
+        struct store **at = find_store(f, name), *s = at ? *at : NULL;
+        int r = 0;
         if (s && s->epoch != ask->epoch) {
                 /* Forgotten when it was idle, and made again. */
                 if (!store_idle(s))
                         return -EBADMSG;
-                store_free(s);
-                r = store_new(&s, ch->store, NULL, ask->epoch);
-                if (r < 0) {
-                        memmove(at, at + 1, (size_t)(f->stores + --f->n_stores - at) * sizeof(*at));
-                        return r;
-                }
-                *at = s;
-        } else if (!s) {
-                r = store_new(&s, ch->store, NULL, ask->epoch);
-                if (r == 0 && (r = add_store(f, s, ask->device)) < 0)
-                        store_free(s);
+                r = store_new(&s, name, NULL, ask->epoch);
                 if (r < 0)
                         return r;
+                store_free(*at);
+                *at = s;
+        } else if (!s) {
+                r = store_new(&s, name, NULL, ask->epoch);
+                if (r == 0 && (r = add_store(f, s, ask->device)) < 0)
+                        store_free(s);
         }
+        if (r == 0)
+                *ret_store = s;
+        return r;
+}
+
+static int fold_ask(struct folded *f, const Gmsj__Change *ch) {
+        const Gmsj__Ask *ask = ch->ask;
+        struct client *c;
+        if (!ask->client || ask->want >= _LOCK_WANT_MAX)
+                return -EBADMSG;
+        int r = make_client(f, ask->client, &c);
+        if (r < 0)
+                return r;
         struct change change = {
                 .type = CHANGE_ASK,
                 .ask = { .want = ask->want, .process = c->process, .id = c->id, .owner = c },
         };
-        if (ask->want >= _LOCK_WANT_MAX)
-                return -EBADMSG;
-        r = apply(s, &change);
-        c->store = s;
-        c->claim = r == 0 ? change.ask.claim : NULL;
-        return r;
+        r = ask_store(f, ch->store, ask, &c->store);
+        if (r == 0)
+                r = apply(c->store, &change);
+        if (r != 0) {
+                client_free(c); /* it is with no store */
+                return r;
+        }
+        c->claim = change.ask.claim;
+        return 0;
 }
 
 static int fold_leave(struct client *c) {
@@ -264,6 +273,7 @@ static int fold_change(struct folded *f, const Gmsj__Change *ch) {
         if (ch->what_case == GMSJ__CHANGE__WHAT_LEAVE)
                 return fold_leave(c);
         c->answered = ch->serial;
+        c->first_id = c->first_slot = 0;
 
         struct change change = { .claim = c->claim };
         switch (ch->what_case) {
@@ -318,7 +328,13 @@ static int fold_begin(struct folded *f, const Gmsj__Begin *b) {
         return 0;
 }
 
+/* One that was there from the start, or answered later. */
 static int fold_device(struct folded *f, const Gmsj__DeviceImage *d) {
+        if (d->granularity == 0)
+                return -EBADMSG;
+        for (size_t i = 0; i < f->n_devices; i++)
+                if (strcmp(f->devices[i].uuid, d->uuid) == 0)
+                        return 0;
         struct folded_device *devices = reallocarray(f->devices, f->n_devices + 1, sizeof(*devices));
         if (!devices)
                 return -ENOMEM;
@@ -329,7 +345,7 @@ static int fold_device(struct folded *f, const Gmsj__DeviceImage *d) {
         (void)snprintf(to->name, sizeof(to->name), "%s", d->name);
         (void)snprintf(to->uuid, sizeof(to->uuid), "%s", d->uuid);
         (void)snprintf(to->model, sizeof(to->model), "%s", d->model);
-        return d->granularity > 0 ? 0 : -EBADMSG;
+        return 0;
 }
 
 static int fold_store(struct folded *f, const Gmsj__StoreImage *image) {
@@ -353,7 +369,7 @@ int fold(struct folded *f, const uint8_t *bytes, size_t len) {
                 r = snapshot ? fold_begin(f, record->begin) : -EBADMSG;
                 break;
         case GMSJ__RECORD__FACT_DEVICE:
-                r = snapshot ? fold_device(f, record->device) : -EBADMSG;
+                r = fold_device(f, record->device);
                 break;
         case GMSJ__RECORD__FACT_STORE:
                 r = snapshot ? fold_store(f, record->store) : -EBADMSG;

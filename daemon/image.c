@@ -212,6 +212,14 @@ static int refer(struct store *s, uint32_t number, struct layout **ret_layout) {
         return -EBADMSG;
 }
 
+/* In the order in which they asked, as they were: the image has those that hold and wait first. */
+static void insert_claim(struct store *s, struct claim *c) {
+        struct list *after = s->claims.prev;
+        while (after != &s->claims && container_of(after, struct claim, link)->id > c->id)
+                after = after->prev;
+        list_append(after->next, &c->link);
+}
+
 static int make_claim(struct store *s, const Gmsj__ClaimImage *from) {
         if (from->want >= _LOCK_WANT_MAX || from->mode >= _LOCK_MODE_MAX)
                 return -EBADMSG;
@@ -224,7 +232,7 @@ static int make_claim(struct store *s, const Gmsj__ClaimImage *from) {
         c->lock.process = from->process;
         list_init(&c->lock.link);
         list_init(&c->news_link);
-        list_append(&s->claims, &c->link);
+        insert_claim(s, c);
         int r = refer(s, from->view, &c->view);
         if (r == 0)
                 r = refer(s, from->next, &c->next);
