@@ -642,7 +642,9 @@ static void on_silence(evutil_socket_t fd, short what, void *arg) {
                 struct session *oldest = list_first(&s->strangers, struct session, link);
                 if (!oldest || now_ms() - oldest->since < SILENCE_MAX_MS)
                         break;
-                session_end(oldest);
+                session_refuse_and_close(oldest, GMS__STATUS__TIMED_OUT, "no hello came within %u s; the connection ends",
+                                         SILENCE_MAX_MS / 1000);
+                session_end(oldest); /* also if it does not take the refusal */
         }
         watch_silence(s);
 }
@@ -667,8 +669,14 @@ static void on_accept(evutil_socket_t fd, short what, void *arg) {
                 if (session_new_consume(&session, s, c) < 0)
                         continue;
                 list_append(&s->strangers, &session->link);
-                if (++s->n_strangers > most)
-                        session_end(list_first(&s->strangers, struct session, link));
+                if (++s->n_strangers > most) {
+                        struct session *oldest = list_first(&s->strangers, struct session, link);
+                        session_refuse_and_close(oldest, GMS__STATUS__LIMIT,
+                                                 "no hello came, and %" PRIu64 " connections wait to say one; connect again and "
+                                                 "say hello at once",
+                                                 most);
+                        session_end(oldest);
+                }
         }
         watch_silence(s);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "session.h"
 
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,11 +14,15 @@
 
 /* ---- waiting for the socket */
 
-/* Reads only when nothing is being answered and nothing is queued; always hears the peer hang up. */
+/*
+ * Reads only when nothing is being answered and nothing is queued; always hears the peer hang up. The death of a peer that had
+ * not read everything is an error, which libevent reports as readable and writable, never as closed: who wants neither
+ * waits for an edge of writable, which comes once at first and then only with that error.
+ */
 static void session_watch(struct session *s) {
         bool reads = (s->state == SESSION_STRANGER || s->state == SESSION_OPEN) && !s->busy && channel_idle(&s->channel);
         bool writes = !channel_idle(&s->channel) && !s->stalled;
-        short events = EV_PERSIST | EV_CLOSED | (reads ? EV_READ : 0) | (writes ? EV_WRITE : 0);
+        short events = EV_PERSIST | EV_CLOSED | (reads ? EV_READ : writes ? EV_WRITE : EV_WRITE | EV_ET);
 
         if (s->state == SESSION_DEAD || events == s->events)
                 return;
@@ -88,15 +93,19 @@ static void session_on_frame(struct session *s) {
         dispatch(s, frame, n_fds);
 }
 
+static bool peer_gone(int fd) {
+        struct pollfd p = { .fd = fd };
+        return poll(&p, 1, 0) == 1 && (p.revents & (POLLERR | POLLHUP));
+}
+
 static void on_socket(evutil_socket_t fd, short what, void *arg) {
         struct session *s = arg;
-        (void)fd;
-        if (what & EV_WRITE)
-                session_flush(s);
-        else if (what & EV_READ)
+        if (what & EV_READ)
                 session_on_frame(s);
-        else if (what & EV_CLOSED)
+        else if ((what & EV_CLOSED) || peer_gone(fd))
                 session_end(s);
+        else if (!channel_idle(&s->channel) && !s->stalled)
+                session_flush(s);
 }
 
 static void on_timer(evutil_socket_t fd, short what, void *arg) {
