@@ -149,11 +149,14 @@ static inline uint32_t fakecuda_calls(struct fakecuda *f, const char *function) 
 /* Waits until the function has been entered `calls` times in all: false after ten seconds without. */
 static inline bool fakecuda_wait(struct fakecuda *f, const char *function, uint32_t calls) {
         struct fakecuda_knob *k = fakecuda_knob(f, function);
-        for (int i = 0; i < 10; i++) {
-                uint32_t now = k->calls;
-                if (now >= calls)
+        struct timespec start, now;
+        (void)clock_gettime(CLOCK_MONOTONIC, &start);
+        do {
+                uint32_t seen = k->calls;
+                if (seen >= calls)
                         return true;
-                (void)fakecuda_futex(&k->calls, FUTEX_WAIT, now, &(struct timespec){ .tv_sec = 1 });
-        }
+                (void)fakecuda_futex(&k->calls, FUTEX_WAIT, seen, &(struct timespec){ .tv_sec = 1 });
+                (void)clock_gettime(CLOCK_MONOTONIC, &now);
+        } while (now.tv_sec - start.tv_sec < 10);
         return k->calls >= calls;
 }
