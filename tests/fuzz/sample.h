@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 /*
- * One good frame of every kind, made from the protocol's own description: a message that is added to gms.proto is tested
- * and fuzzed without a line here.
+ * Good frames of every kind, made from the protocol's own description: a message that is added to gms.proto is tested and
+ * fuzzed without a line here.
  */
 #include "wire.h"
 
@@ -13,3 +13,15 @@ size_t sample_kinds(void);
  * with wire_free(). Aborts without memory.
  */
 Gms__Frame *sample_frame(size_t kind, unsigned size);
+
+/* Bytes that decide something, one after another. */
+struct source {
+        const uint8_t *next, *end;
+};
+
+static inline uint8_t source_byte(struct source *s) {
+        return s->next < s->end ? *s->next++ : 0;
+}
+
+/* The same, with fields that the bytes choose: numbers at the edges, names that exist and names that cannot. */
+Gms__Frame *sample_chosen(size_t kind, struct source *in);

@@ -346,10 +346,6 @@ static void carry_out(struct m_store *s, struct effects *fx, int *fds, size_t n)
 
 /* ---- events */
 
-static uint8_t byte(struct source *in) {
-        return in->next < in->end ? *in->next++ : 0;
-}
-
 struct event {
         struct m_store *s;
         struct m_claim *c;
@@ -401,7 +397,7 @@ static int reader_fault(const struct m_claim *c) {
 
 static int event_ask(struct event *e) {
         struct m_store *s = e->s;
-        uint8_t b = byte(e->in);
+        uint8_t b = source_byte(e->in);
         struct m_claim *c = &s->claims[s->n++];
         *c = (struct m_claim){ .want = (enum lock_want)(b % _LOCK_WANT_MAX) };
         c->process = b & 0x80 ? 0 : now->processes[b >> 5 & 3];
@@ -425,7 +421,7 @@ static int event_leave(struct event *e) {
 }
 
 static int event_allocate(struct event *e) {
-        uint8_t b = byte(e->in);
+        uint8_t b = source_byte(e->in);
         size_t n = b & 3;
         int r = shape_fault(e->c);
         if (r == 0)
@@ -447,7 +443,7 @@ static int event_allocate(struct event *e) {
 }
 
 static int event_free(struct event *e) {
-        uint8_t b = byte(e->in);
+        uint8_t b = source_byte(e->in);
         struct m_layout *l = e->c->view;
         size_t n = 1 + (b & 3);
         int r = shape_fault(e->c);
@@ -474,13 +470,13 @@ static int event_free(struct event *e) {
 }
 
 static int event_put(struct event *e) {
-        uint8_t b = byte(e->in);
+        uint8_t b = source_byte(e->in);
         struct m_layout *l = e->c->view;
         size_t n = 1 + (b >> 6);
         int r = shape_fault(e->c), refusal = r;
         struct m_layout result = l ? *l : (struct m_layout){};
         for (size_t i = 0; i < n; i++) {
-                uint8_t d = byte(e->in);
+                uint8_t d = source_byte(e->in);
                 struct m_entry m = { .slot = (b & 0x38) && l && l->n ? l->a[(b + i) % l->n].slot : b, .offset = d >> 4 };
                 (void)snprintf(m.key, sizeof(m.key), "%s", key_names[d % ARRAY_SIZE(key_names)]);
                 (void)snprintf(m.value, sizeof(m.value), "%.*s", d >> 6, "xyz");
@@ -506,7 +502,7 @@ static int event_put(struct event *e) {
 }
 
 static int event_delete(struct event *e) {
-        uint8_t b = byte(e->in);
+        uint8_t b = source_byte(e->in);
         size_t n = 1 + (b >> 7);
         int r = shape_fault(e->c);
         for (size_t i = 0; i < n; i++) {
@@ -548,7 +544,7 @@ static int event_discard(struct event *e) {
 }
 
 static int event_commit(struct event *e) {
-        uint8_t b = byte(e->in);
+        uint8_t b = source_byte(e->in);
         struct m_store *s = e->s;
         int r = shape_fault(e->c);
         e->change.commit.identity = (const char *[]){ NULL, "", "v1", "v2" }[b & 3];
@@ -583,7 +579,7 @@ static int event_refresh(struct event *e) {
 }
 
 static int event_settle(struct event *e) {
-        uint8_t b = byte(e->in);
+        uint8_t b = source_byte(e->in);
         struct m_claim *c = e->c;
         uint64_t g = b % 3 == 0 ? e->s->generation : b % 3 == 1 && c->view ? c->view->generation : b;
         int r = reader_fault(c);
@@ -601,7 +597,7 @@ static int event_settle(struct event *e) {
 static int event_clear(struct event *e) {
         struct m_store *s = e->s;
         bool held = false;
-        e->change.clear.force = byte(e->in) % 4 == 0;
+        e->change.clear.force = source_byte(e->in) % 4 == 0;
         for (size_t i = 0; i < s->n; i++)
                 held = held || holds(&s->claims[i]);
         if (held && !e->change.clear.force)
@@ -619,7 +615,7 @@ static int event_clear(struct event *e) {
 
 /* A process ends; another takes its place. Its sessions may outlive it, in a child that inherited them. */
 static int event_exited(struct event *e) {
-        int i = byte(e->in) % PROCESSES;
+        int i = source_byte(e->in) % PROCESSES;
         e->change.exited.process = now->processes[i];
         now->processes[i] = ++now->last_process;
         grant_all(e->s);
@@ -701,7 +697,7 @@ bool model_step(struct model *m, struct source *in) {
         now = m;
         if (in->end - in->next < 2)
                 return false;
-        uint8_t what = byte(in), where = byte(in);
+        uint8_t what = source_byte(in), where = source_byte(in);
         enum change_type t = pick(what % 64);
         struct m_store *s = &m->stores[where % STORES];
         m->events++;

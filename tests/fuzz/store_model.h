@@ -8,11 +8,8 @@
  * The model counts nothing and links nothing: a layout lives while somebody can be found who has it, and who may be
  * granted is looked up among all who hold and wait.
  */
+#include "sample.h"
 #include "store.h"
-
-struct source {
-        const uint8_t *next, *end;
-};
 
 /* How often each kind of event was done, and refused. */
 struct model_tally {

@@ -256,6 +256,10 @@ static const struct {
         { "\xc2\x80", 9, false },
         { "\xc2\x9f", 9, false },
         { "\xc2\xa0", 9, true },
+        /* what turns the direction of the rest of the line */
+        { "\xe2\x80\xae", 9, false },
+        { "\xe2\x81\xa6", 9, false },
+        { "\xd7\x90", 9, true },
         /* not UTF-8, which a string of the protocol is: others could not read the message */
         { "\x9b" "2J", 9, false },
         { "\xff", 9, false },
