@@ -2,6 +2,7 @@
 /* The fixture: a daemon in a directory of its own, from its start to its end. */
 #include <fcntl.h>
 #include <ftw.h>
+#include <linux/close_range.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -79,12 +80,14 @@ static _Noreturn void gmsd_exec(const struct gmsd_run *run) {
                 (void)setrlimit(RLIMIT_NOFILE, &(struct rlimit){ m.test->files, m.test->files });
         if (m.test->close_knob)
                 preload_fake();
+        (void)close_range(3, ~0u, CLOSE_RANGE_CLOEXEC); /* Check's own */
+        int gmsd = open(gmsd_path(), O_PATH | O_CLOEXEC); /* other users may not be let through to it */
         int log = open(run->log ? run->log : m.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
         (void)dup2(log, STDERR_FILENO);
         if (run->uid != 0 && setresuid(run->uid, run->uid, run->uid) < 0)
                 _exit(126);
         (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* behind setresuid(), which forgets it */
-        execv(gmsd_path(), (char *const *)argv);
+        (void)fexecve(gmsd, (char *const *)argv, environ);
         _exit(127);
 }
 
