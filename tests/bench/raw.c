@@ -79,7 +79,7 @@ void raw_send_hello(struct raw *r, const char *store, Gms__Mode mode) {
 
 void raw_hello(struct raw *r, const char *store, Gms__Mode mode) {
         raw_send_hello(r, store, mode);
-        _cleanup_frame_ Gms__Frame *welcome = raw_receive(r, NULL);
+        raw_drop(raw_receive(r, NULL));
 }
 
 void raw_state(struct raw *r) {
@@ -87,7 +87,7 @@ void raw_state(struct raw *r) {
         Gms__Frame f = GMS__FRAME__INIT;
         f.body_case = GMS__FRAME__BODY_STATE;
         f.state = &state;
-        _cleanup_frame_ Gms__Frame *answer = raw_call(r, &f, NULL);
+        raw_drop(raw_call(r, &f, NULL));
 }
 
 void raw_first_device(struct raw *r, char *ret_name, size_t size, uint64_t *ret_owned) {
@@ -126,7 +126,7 @@ void raw_pull(struct raw *r, uint32_t first, uint32_t n, int *ret_fds) {
                 f.body_case = GMS__FRAME__BODY_PAGE;
                 f.page = &page;
                 struct fdset *fds = NULL;
-                _cleanup_frame_ Gms__Frame *answer = raw_call(r, &f, &fds);
+                raw_drop(raw_call(r, &f, &fds));
                 uint32_t got = keep(fds, ret_fds ? &ret_fds[first] : NULL);
                 if (got == 0)
                         bench_die("a page without descriptors");
@@ -163,6 +163,6 @@ void raw_publish(struct raw *r) {
         Gms__Frame f = GMS__FRAME__INIT;
         f.body_case = GMS__FRAME__BODY_COMMIT;
         f.commit = &commit;
-        _cleanup_frame_ Gms__Frame *answer = raw_call(r, &f, NULL);
+        raw_drop(raw_call(r, &f, NULL));
         raw_close(r);
 }

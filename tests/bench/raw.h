@@ -24,6 +24,10 @@ void raw_close(struct raw *r);
 void raw_send(struct raw *r, Gms__Frame *request);
 Gms__Frame *raw_receive(struct raw *r, struct fdset **ret_fds);
 Gms__Frame *raw_call(struct raw *r, Gms__Frame *request, struct fdset **ret_fds);
+/* An answer in which nothing is of interest but that it came. */
+static inline void raw_drop(Gms__Frame *answer) {
+        wire_free(&answer);
+}
 
 /* `store` NULL goes with mode NONE. Waits for the lock. */
 void raw_send_hello(struct raw *r, const char *store, Gms__Mode mode);

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "samples.h"
 
-#include <math.h>
-
 #include "bench.h"
 
 void samples_add(struct samples *s, double value) {
@@ -20,11 +18,11 @@ static int compare(const void *a, const void *b) {
         return (x > y) - (x < y);
 }
 
-double samples_percentile(struct samples *s, double percent) {
+double samples_percentile(struct samples *s, unsigned percent) {
         if (s->n == 0)
                 bench_die("nothing was measured");
         qsort(s->at, s->n, sizeof(*s->at), compare);
-        size_t rank = (size_t)ceil((double)s->n * percent / 100);
+        size_t rank = (s->n * percent + 99) / 100;
         return s->at[rank > 0 ? rank - 1 : 0];
 }
 

@@ -10,7 +10,7 @@ struct samples {
 
 void samples_add(struct samples *s, double value);
 /* The value below which `percent` of them lie: 50 is the median, 100 the greatest. Sorts them. */
-double samples_percentile(struct samples *s, double percent);
+double samples_percentile(struct samples *s, unsigned percent);
 void samples_done(struct samples *s);
 
 static inline double samples_median(struct samples *s) {
