@@ -30,6 +30,7 @@ struct batch {
 struct allocator {
         struct device_info info;
         uint64_t capacity;
+        uint64_t device_total;  /* what info.total would be without the cap */
         enum state state;
         bool answered;
         uint64_t descriptors;   /* of physical memory, not yet with the worker */
@@ -323,6 +324,7 @@ static void on_ready(struct allocator *a, const Gms__Device *d, uint64_t now) {
         (void)snprintf(a->info.name, sizeof(a->info.name), "%s", d->name);
         (void)snprintf(a->info.uuid, sizeof(a->info.uuid), "%s", d->uuid);
         (void)snprintf(a->info.model, sizeof(a->info.model), "%s", d->model);
+        a->device_total = d->total;
         a->info.total = a->capacity ? MIN(a->capacity, d->total) : d->total;
         a->info.free = d->free;
         a->info.granularity = d->granularity;
@@ -546,6 +548,13 @@ void allocator_remember(struct allocator *a, const struct device_info *info) {
 void allocator_account(struct allocator *a, uint64_t bytes, uint64_t descriptors) {
         a->owned += bytes;
         a->descriptors += descriptors;
+}
+
+void allocator_set_capacity(struct allocator *a, uint64_t capacity, uint64_t now) {
+        a->capacity = capacity;
+        if (a->state == STATE_READY)
+                a->info.total = capacity ? MIN(capacity, a->device_total) : a->device_total;
+        allocator_kick(a, now);
 }
 
 void allocator_kick(struct allocator *a, uint64_t now) {

@@ -216,7 +216,8 @@ int config_parse(struct config *c, int argc, char **argv) {
         const char *file = NULL;
         int r = 0, o;
 
-        *c = (struct config){ .socket_mode = 0660 };
+        *c = (struct config){ .socket_mode = 0660, .argc = argc, .argv = argv };
+        optind = 1;
         while (r == 0 && (o = getopt_long(argc, argv, "", options, NULL)) >= 0) {
                 switch (o) {
                 case 's':

@@ -19,6 +19,8 @@ struct config {
         struct config_device *devices;
         size_t n_devices;
         bool worker; /* this process is a worker */
+        int argc;    /* to be read again */
+        char **argv;
 };
 
 enum {

@@ -20,7 +20,7 @@ static void raise_descriptor_limit(void) {
                 log_warning("cannot raise the limit of open files: %s", strerror(errno));
 }
 
-static int serve(const struct config *config) {
+static int serve(struct config *config) {
         struct server *server = NULL;
         raise_descriptor_limit();
         if (server_new(&server, config) < 0)

@@ -26,7 +26,7 @@
 #define SILENCE_MAX_MS 10000u    /* until a connection must have said Hello */
 #define STRANGERS_MAX 1024u      /* connections that have not: above this the oldest ends */
 #define PROBE_TIMEOUT_MS 30000
-#define GPUS_MAX 64u             /* of one host, as of vmm_probe() */
+#define DEVICES_MAX 128u         /* vmm_probe() finds 64 GPUs of one host */
 #define ALIVE_MS 1000u           /* between signs of life */
 #define DESCRIPTORS_SPARE 64u    /* kept back for sockets, pidfds and workers */
 
@@ -439,7 +439,7 @@ static bool device_known(const struct server *s, const char *spec) {
 }
 
 int server_add_device(struct server *s, const char *spec, const struct device_info *known) {
-        if (s->n_devices == s->config->n_devices + GPUS_MAX)
+        if (s->n_devices == DEVICES_MAX)
                 return -E2BIG;
         int r = device_init(&s->devices[s->n_devices++], s, spec, configured_capacity(s->config, spec));
         if (r == 0 && known)
@@ -500,21 +500,29 @@ static int add_gpus(struct server *s, bool optional) {
         return r;
 }
 
-static int add_devices(struct server *s) {
+/* Those of the configuration that are not there yet. */
+static int add_configured(struct server *s) {
         const struct config *c = s->config;
         int r = 0;
-        s->devices = calloc(c->n_devices + GPUS_MAX, sizeof(*s->devices));
-        if (!s->devices)
-                return -ENOMEM;
-        /* Those that an earlier daemon left come first: their memory is there, whatever the driver says now. */
-        if (s->durable.restored)
-                r = durable_restore_devices(&s->durable, s);
         for (size_t i = 0; r == 0 && i < c->n_devices; i++) {
                 const struct config_device *d = &c->devices[i];
                 if (device_known(s, d->spec))
                         continue;
                 r = strcmp(d->spec, "cuda") == 0 ? add_gpus(s, d->optional) : server_add_device(s, d->spec, NULL);
         }
+        return r;
+}
+
+static int add_devices(struct server *s) {
+        int r = 0;
+        s->devices = calloc(DEVICES_MAX, sizeof(*s->devices));
+        if (!s->devices)
+                return -ENOMEM;
+        /* Those that an earlier daemon left come first: their memory is there, whatever the driver says now. */
+        if (s->durable.restored)
+                r = durable_restore_devices(&s->durable, s);
+        if (r == 0)
+                r = add_configured(s);
         if (r < 0 && r != -ENODEV)
                 log_error("cannot start the workers: %s", strerror(-r));
         for (size_t i = 0; r == 0 && i < s->n_devices; i++)
@@ -809,6 +817,39 @@ static void on_end(evutil_socket_t sig, short what, void *arg) {
         (void)event_base_loopbreak(s->base);
 }
 
+/*
+ * Reads the configuration again: new devices are served, caps and the socket's mode are changed. What cannot change under
+ * those who use it (a device that is gone from it, another socket) waits for a restart, and is said.
+ */
+static void on_reload(evutil_socket_t sig, short what, void *arg) {
+        struct server *s = arg;
+        struct config new;
+        (void)sig, (void)what;
+        if (config_parse(&new, s->config->argc, s->config->argv) != 0) {
+                log_error("the configuration is not good; going on with the old one");
+                config_done(&new);
+                return;
+        }
+        if (strcmp(new.socket, s->config->socket) != 0)
+                log_warning("another socket needs a restart; still on %s", s->config->socket);
+        free(new.socket);
+        new.socket = steal_ptr(&s->config->socket);
+        config_done(s->config);
+        *s->config = new;
+
+        if (s->listen_own && chmod(s->config->socket, s->config->socket_mode) < 0)
+                log_warning("socket %s: cannot change its mode: %s", s->config->socket, strerror(errno));
+        if (add_configured(s) < 0)
+                log_error("not every device of the new configuration can be served");
+        for (size_t i = 0; i < s->n_devices; i++) {
+                struct device *d = &s->devices[i];
+                const char *spec = allocator_info(d->allocator)->spec;
+                allocator_set_capacity(d->allocator, configured_capacity(s->config, spec), now_ms());
+                device_update(d);
+        }
+        log_notice("the configuration was read again: %zu devices", s->n_devices);
+}
+
 static void on_child(evutil_socket_t sig, short what, void *arg) {
         (void)sig, (void)what, (void)arg;
         while (waitpid(-1, NULL, WNOHANG) > 0)
@@ -819,7 +860,7 @@ static int add_events(struct server *s) {
         struct {
                 int signal;
                 event_callback_fn callback;
-        } signals[] = { { SIGTERM, on_end }, { SIGINT, on_end }, { SIGCHLD, on_child } };
+        } signals[] = { { SIGTERM, on_end }, { SIGINT, on_end }, { SIGCHLD, on_child }, { SIGHUP, on_reload } };
         struct event_config *ec = event_config_new();
         if (!ec)
                 return -ENOMEM;
@@ -846,7 +887,7 @@ static int add_events(struct server *s) {
         return s->reap && s->resume_accept && s->silence && s->alive ? 0 : -ENOMEM;
 }
 
-int server_new(struct server **ret_server, const struct config *config) {
+int server_new(struct server **ret_server, struct config *config) {
         struct server *s = calloc(1, sizeof(*s));
         struct rlimit limit;
         if (!s)

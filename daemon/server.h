@@ -26,7 +26,7 @@ struct device {
 
 struct server {
         struct event_base *base;
-        const struct config *config;
+        struct config *config;
         int listen_fd;
         struct event *listening;
         struct event *resume_accept;
@@ -65,7 +65,7 @@ struct server {
 };
 
 /* 0, or negative errno after a line in the log that says what to do. */
-int server_new(struct server **ret_server, const struct config *config);
+int server_new(struct server **ret_server, struct config *config);
 struct server *server_free(struct server *s);
 /* Serves until told to end. Exit status. */
 int server_run(struct server *s);
