@@ -130,10 +130,11 @@ static struct m_layout *new_layout(struct m_store *s) {
 
 /* Whoever may go, goes: the first of them first. */
 static void grant_all(struct m_store *s) {
-        for (struct m_claim *c = s->claims; c < s->claims + s->n; c++) {
-                if (c->hold != WAITS) {
+        for (size_t i = 0; i < s->n;) {
+                struct m_claim *c = &s->claims[i++];
+                if (c->hold != WAITS)
                         continue;
-                } else if (!may_go(s, c)) {
+                if (!may_go(s, c)) {
                         now->tally.fenced += fenced(s, c);
                         continue;
                 }
@@ -149,7 +150,7 @@ static void grant_all(struct m_store *s) {
                 } else {
                         c->view = s->draft = new_layout(s);
                 }
-                c = s->claims - 1; /* from the front */
+                i = 0; /* from the front */
         }
 }
 

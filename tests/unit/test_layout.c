@@ -288,13 +288,25 @@ static int by_text(const void *a, const void *b) {
         return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
+#ifdef __has_feature /* clang's way to say it */
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#define SLOWER 50 /* memmove is watched byte by byte */
+#else
+#define SLOWER 1
+#endif
+
+/* Of this process: others may be running. */
 static double seconds(void) {
         struct timespec t;
-        (void)clock_gettime(CLOCK_MONOTONIC, &t);
+        (void)clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
         return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
-/* Keys of any bytes in any order; the limit is 20 times what it took here, and far below one loop over all for each key. */
+/* Keys of any bytes in any order; the limit is ten times what it took here. */
 START_TEST(many_keys) {
         char **keys = calloc(MANY, sizeof(*keys));
         struct layout *l = layout_make();
@@ -315,7 +327,7 @@ START_TEST(many_keys) {
                 put(l, keys[i], 0, i, &i, 8);
         (void)layout_hash(l);
         double took = seconds() - start;
-        ck_assert_msg(took < 5, "%d keys took %.2f s", MANY, took);
+        ck_assert_msg(took < 5 * SLOWER, "%d keys took %.2f s", MANY, took);
         ck_assert_uint_eq(l->n_metadata, MANY);
         ck_assert_uint_eq(l->metadata_bytes, bytes);
 
