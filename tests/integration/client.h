@@ -19,6 +19,7 @@
 #define fails(error, word, call) client_fails(error, call, word, #call, __FILE__, __LINE__)
 void client_fails(int error, int r, const char *word, const char *call, const char *file, int line);
 
+void client_warm_up(void);
 struct gms *client_open(const char *name);
 /* 0 or the error. `deadline_ms` as in gms_connect_options. */
 int client_connect(struct gms *g, uint32_t mode, uint64_t deadline_ms, const char *identity);

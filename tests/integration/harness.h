@@ -46,7 +46,6 @@ struct test {
         bool open_to_all;       /* the socket and its directory, to other users */
         bool close_knob;        /* the fake's knob "close" works */
         bool respawns;          /* workers die, and others take their place */
-        bool dies;              /* the daemon does not live on */
 };
 
 void test_add(struct test *t);

@@ -214,6 +214,7 @@ void machine_stop(int signal) {
         ck_assert_msg(status == (signal == SIGTERM ? 0 : 128 + signal), "gmsd ended with status %d", status);
         ck_assert_int_eq(access(m.socket, F_OK) == 0, signal == SIGKILL);
         m.gmsd = 0;
+        account_without_daemon();
 }
 
 /* What the daemon calls an error is one. */

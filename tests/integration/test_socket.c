@@ -143,7 +143,7 @@ TEST(socket, something_else_is_there, ALONE)
 /* ---- the end */
 
 /* In the middle of everything: with a writer, a reader, one that waits, and one that has said nothing. */
-TEST(socket, ends_on_signals, .dies = true)
+TEST(socket, ends_on_signals)
 {
         _cleanup_raw_ struct raw w = RAW, waiter = RAW, reader = RAW, silent = RAW;
         raw_publish(&reader, "r", 2, NULL);
