@@ -2,8 +2,11 @@
 #
 # One folder that runs on a GPU machine without development packages: build/gpu-bundle/run
 
+$(BUILD)/tests/takeover: $(BUILD)/obj/tests/gpu/takeover.o $(BUILD)/libgmsclient.so
+	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/..' -o $@ $< -L$(BUILD) -lgmsclient
+
 BUNDLE := $(BUILD)/gpu-bundle
-BUNDLE_BIN := $(BUILD)/gmsd $(BUILD)/gmsctl $(BUILD)/tests/contract $(BUILD)/tests/integration $(BUILD)/tests/demo/demo \
+BUNDLE_BIN := $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/gmsctl $(BUILD)/tests/takeover $(BUILD)/tests/contract $(BUILD)/tests/integration $(BUILD)/tests/demo/demo \
 	$(BUILD)/tests/bench/bench
 
 .PHONY: gpu-bundle
