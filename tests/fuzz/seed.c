@@ -112,6 +112,8 @@ static void save_server(const char *dir) {
         SEED("again", HELLO(A, RW), ALLOCATE(A), WAIT, REQUEST(A, K_ALLOCATE | 0x80), 1, 10, 1, 2, 0, READ(A), REQUEST(A, K_SEAL),
              REQUEST(A, K_SEAL | 0x80), READ(A));
         SEED("dies-allocating", HELLO(A, RW), ALLOCATE(A), CLOSE(A), HELLO(B, RW), ALLOCATE(B), ALLOCATE(B), CLOSE(B), WAIT);
+        /* Requests behind one whose answer the worker is still to give: 253 allocations. */
+        SEED("ahead-of-its-answer", HELLO(A, RW), REQUEST(A, K_ALLOCATE), 1, 10, 1, 8, 0, ALLOCATE(A), COMMIT(A, 0), WAIT, WAIT, READ(A));
         SEED("raw", HELLO(A, RW), (2 << 2 | A), 4, 0x10, 2, 0xba, 1, READ(A), (3 << 2 | B), K_HELLO, 1, 1, 0, 1, 4, 3, 0, 0, READ(B));
 #undef SEED
 }
