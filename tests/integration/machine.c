@@ -235,7 +235,10 @@ static void end(void) {
 }
 
 void machine_run(const struct test *t) {
+        static const char *const of_a_service[] = { "NOTIFY_SOCKET", "FDSTORE", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES" };
         m.test = t;
+        for (size_t i = 0; i < ARRAY_SIZE(of_a_service); i++)
+                (void)unsetenv(of_a_service[i]); /* the daemons here have no manager */
         if (t->open_to_all)
                 open_to_all();
         choose_device();

@@ -306,7 +306,8 @@ TEST(hello, stores)
                 { "@@/w", GMS__STATUS__NO_DEVICE, "no such device" },
                 { "@ /w", GMS__STATUS__NO_DEVICE, "no such device" },
                 { "@/w/../../x", GMS__STATUS__OK, NULL },
-                { "@/\xc3\xa4\xff%s%n", GMS__STATUS__OK, NULL },
+                { "@/\xc3\xa4%s%n", GMS__STATUS__OK, NULL },
+                { "@/\xc3", GMS__STATUS__INVALID, "DEVICE/NAME" },
         };
         for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
                 char name[2048] = "";
