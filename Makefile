@@ -10,7 +10,7 @@
 #   make install [DESTDIR=] [PREFIX=/usr/local]
 #   make gpu-bundle           a folder that runs all of it on a GPU machine without development packages
 #   make lint                 cppcheck and clang-tidy
-#   make fuzz [SECONDS=60]    the wire decoder under libFuzzer
+#   make fuzz [SECONDS=60]    the wire decoder, the store and a whole server under libFuzzer, each for so long
 #
 # SANITIZE=address,undefined (or thread) builds another tree. WERROR=1, V=1. CC, CFLAGS, LDFLAGS are yours.
 

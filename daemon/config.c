@@ -169,6 +169,10 @@ static int read_file(struct config *c, const char *path, struct open_keys open) 
                 if (r == CONFIG_E_USAGE)
                         log_error("%s, line %d: expected \"key = value\" with a known key and a good value", path, number);
         }
+        if (r == 0 && ferror(f)) {
+                log_error("%s: %s", path, strerror(errno));
+                r = CONFIG_E_USAGE;
+        }
         free(line);
         (void)fclose(f);
         return r;
@@ -198,6 +202,10 @@ static int fill_defaults(struct config *c) {
         if (r != 0)
                 return r;
         size_t max = sizeof(((struct sockaddr_un *)0)->sun_path) - 1;
+        if (!*c->socket) { /* the kernel would make up an address, one without permissions */
+                log_error("socket: the path is empty; choose one with --socket");
+                return CONFIG_E_USAGE;
+        }
         if (strlen(c->socket) > max) {
                 log_error("socket %s: the path has %zu bytes and may have %zu; choose a shorter one", c->socket,
                           strlen(c->socket), max);

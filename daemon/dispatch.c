@@ -45,14 +45,14 @@ static void fill_device(Gms__Device *to, const struct allocator *a) {
 }
 
 static unsigned writers(const struct store *store) {
-        return store->lock.held[LOCK_RW] + store->lock.held[LOCK_UPDATE];
+        return store->lock.held[LOCK_MODE_RW] + store->lock.held[LOCK_MODE_UPDATE];
 }
 
 /* "host/w is RO: 3 readers, 1 writers, 2 waiting" */
 static const char *describe_lock(const struct store *store, unsigned waiting) {
         static char text[WIRE_STORE_MAX + 128];
         (void)snprintf(text, sizeof(text), "%s is %s: %u readers, %u writers, %u waiting", store->name, store_state(store),
-                       store->lock.held[LOCK_RO], writers(store), waiting);
+                       store->lock.held[LOCK_MODE_RO], writers(store), waiting);
         return text;
 }
 
@@ -62,7 +62,7 @@ static const char *describe_store(const struct store *store) {
 
 static Gms__Mode mode_of(const struct claim *c) {
         static const Gms__Mode modes[_LOCK_MODE_MAX] = {
-                [LOCK_RO] = GMS__MODE__RO, [LOCK_UPDATE] = GMS__MODE__UPDATE, [LOCK_RW] = GMS__MODE__RW,
+                [LOCK_MODE_RO] = GMS__MODE__RO, [LOCK_MODE_UPDATE] = GMS__MODE__UPDATE, [LOCK_MODE_RW] = GMS__MODE__RW,
         };
         return c && c->lock.held ? modes[c->lock.mode] : GMS__MODE__NONE;
 }
@@ -164,7 +164,7 @@ static bool hello_store(struct session *s) {
         int r = server_find_store(s->server, name, true, &s->store, &s->device);
         if (r == STORE_NAME_INVALID)
                 session_refuse_and_close(s, GMS__STATUS__INVALID,
-                                         "store \"%.64s\": not DEVICE/NAME with a name of printable characters, 192 bytes in all",
+                                         "store \"%s\": not DEVICE/NAME with a name of printable characters, 192 bytes in all",
                                          wire_text_ok(name, WIRE_STORE_MAX) ? name : "?");
         else if (r == STORE_NAME_NO_DEVICE)
                 session_refuse_and_close(s, GMS__STATUS__NO_DEVICE,
@@ -214,7 +214,8 @@ static void hello_ask(struct session *s) {
 void dispatch_hello_kept(struct session *s) {
         if (!hello_store(s))
                 return;
-        server_watch_process(s->server, s->channel.fd, s->peer.key, s->peer.pid);
+        if (!server_watch_process(s->server, s->channel.fd, s->peer.key, s->peer.pid))
+                s->peer.key = 0; /* it has exited, and left its socket to somebody: nobody would lift its fence */
         hello_ask(s);
 }
 
@@ -292,6 +293,7 @@ void dispatch_granted(struct session *s) {
         Gms__Frame f = GMS__FRAME__INIT;
         f.body_case = GMS__FRAME__BODY_WELCOME;
         f.welcome = &body;
+        s->welcomed = true;
         session_opened(s);
         session_reply(s, &f, NULL);
 }
@@ -521,7 +523,7 @@ static struct layout *find_layout(struct session *s, const char *store_name, uin
                 struct store *store;
                 struct layout *l = NULL;
                 if (server_find_store(s->server, store_name, false, &store, NULL) != 0)
-                        session_refuse(s, GMS__STATUS__NOT_FOUND, "%s: there is no store %.64s; gmsctl list shows them", what,
+                        session_refuse(s, GMS__STATUS__NOT_FOUND, "%s: there is no store %s; gmsctl list shows them", what,
                                        wire_text_ok(store_name, WIRE_STORE_MAX) ? store_name : "?");
                 else if (!(l = store_resting(store)))
                         session_refuse(s, GMS__STATUS__NOT_FOUND, "%s: %s, and has no layout to look at", what,
@@ -881,7 +883,7 @@ static void fill_store(Gms__Store *to, Gms__Layout *layout, const struct store *
         gms__store__init(to);
         to->name = store->name;
         to->state = (char *)store_state(store);
-        to->readers = store->lock.held[LOCK_RO];
+        to->readers = store->lock.held[LOCK_MODE_RO];
         to->writers = writers(store);
         to->waiters = store->lock.waiting;
         to->bytes = t.bytes;
@@ -900,7 +902,7 @@ static void on_list_stores(struct session *s, const Gms__Frame *f) {
         if (*f->list_stores->store) {
                 struct store *one;
                 if (server_find_store(s->server, f->list_stores->store, false, &one, NULL) != 0) {
-                        session_refuse(s, GMS__STATUS__NOT_FOUND, "there is no store %.64s; gmsctl list shows them",
+                        session_refuse(s, GMS__STATUS__NOT_FOUND, "there is no store %s; gmsctl list shows them",
                                        wire_text_ok(f->list_stores->store, WIRE_STORE_MAX) ? f->list_stores->store : "?");
                         return;
                 }
@@ -978,7 +980,7 @@ static void on_clear(struct session *s, const Gms__Frame *f) {
                 return;
         }
         if (server_find_store(s->server, clear->store, false, &store, NULL) != 0) {
-                session_refuse(s, GMS__STATUS__NOT_FOUND, "clear: there is no store %.64s; gmsctl list shows them",
+                session_refuse(s, GMS__STATUS__NOT_FOUND, "clear: there is no store %s; gmsctl list shows them",
                                wire_text_ok(clear->store, WIRE_STORE_MAX) ? clear->store : "?");
                 return;
         }
@@ -1100,7 +1102,10 @@ void dispatch(struct session *s, const Gms__Frame *f, unsigned n_fds) {
         }
         s->busy = true;
         if (s->resumed && hello && f->serial == s->hello_serial) {
-                dispatch_granted(s); /* the daemon that granted it had no time to say so */
+                if (s->welcomed)
+                        s->busy = false; /* it waited, and was told since */
+                else
+                        dispatch_granted(s); /* the daemon that granted it had no time to say so */
                 return;
         }
         if (s->state != SESSION_STRANGER && hello) {

@@ -251,9 +251,9 @@ static int make_claim(struct store *s, const Gmsj__ClaimImage *from) {
 
 /* What store.c would never have made, a daemon must not begin with. */
 static bool plausible(const struct store *s) {
-        unsigned writers = s->lock.held[LOCK_RW] + s->lock.held[LOCK_UPDATE];
+        unsigned writers = s->lock.held[LOCK_MODE_RW] + s->lock.held[LOCK_MODE_UPDATE];
         bool ok = writers <= 1 && (s->draft != NULL) == (writers == 1) && !(s->published && s->sealed) &&
-                  (s->lock.held[LOCK_RW] == 0 || s->lock.held[LOCK_RO] == 0) &&
+                  (s->lock.held[LOCK_MODE_RW] == 0 || s->lock.held[LOCK_MODE_RO] == 0) &&
                   (!s->published || s->published->generation == s->generation);
         list_for(l, &s->layouts, struct layout, link)
                 ok = ok && l->refs > 0;

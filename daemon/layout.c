@@ -76,19 +76,39 @@ struct allocation *layout_find_slot(const struct layout *l, uint64_t slot) {
                                 : NULL;
 }
 
-void layout_move(struct layout *l, struct allocation *a, struct layout *to) {
-        assert(to->n_allocations < to->room_allocations);
+void layout_move(struct layout *l, const uint64_t *ids, size_t n, struct layout *to) {
+        for (size_t i = 0; i < n; i++) {
+                struct allocation *a = layout_find_id(l, ids[i]);
+                if (a)
+                        a->leaving = true;
+        }
 
-        for (size_t i = l->n_metadata; i-- > 0;)
-                if (l->metadata[i]->slot == a->slot)
-                        layout_delete(l, i);
+        size_t kept = 0;
+        for (size_t i = 0; i < l->n_metadata; i++) {
+                struct metadata *m = l->metadata[i];
+                if (!layout_find_slot(l, m->slot)->leaving) {
+                        l->metadata[kept++] = m;
+                        continue;
+                }
+                l->metadata_bytes -= m->key_size + m->value_size;
+                free(m);
+        }
+        l->n_metadata = kept;
 
-        to->allocations[to->n_allocations++] = *a;
-        to->bytes += a->aligned;
-        l->bytes -= a->aligned;
-        size_t after = l->n_allocations - (size_t)(a - l->allocations) - 1;
-        memmove(a, a + 1, after * sizeof(*a));
-        l->n_allocations--;
+        kept = 0;
+        for (size_t i = 0; i < l->n_allocations; i++) {
+                struct allocation *a = &l->allocations[i];
+                if (!a->leaving) {
+                        l->allocations[kept++] = *a;
+                        continue;
+                }
+                assert(to->n_allocations < to->room_allocations);
+                a->leaving = false;
+                to->allocations[to->n_allocations++] = *a;
+                to->bytes += a->aligned;
+                l->bytes -= a->aligned;
+        }
+        l->n_allocations = kept;
         l->hashed = false;
 }
 

@@ -20,6 +20,7 @@ struct allocation {
         uint64_t size;    /* asked for */
         uint64_t aligned; /* physical bytes */
         int fd;           /* the physical memory itself */
+        bool leaving;     /* inside layout_move() */
         char *tag;        /* NULL: none */
 };
 
@@ -67,8 +68,11 @@ void layout_append(struct layout *l, uint64_t id, uint64_t size, uint64_t aligne
 /* By id, by slot; NULL when there is none. */
 struct allocation *layout_find_id(const struct layout *l, uint64_t id);
 struct allocation *layout_find_slot(const struct layout *l, uint64_t slot);
-/* Moves one allocation to `to` (room reserved there) and drops the metadata that points at it. */
-void layout_move(struct layout *l, struct allocation *a, struct layout *to);
+/*
+ * Moves the allocations of these ids to `to` (room for n reserved there) and drops the metadata that points at them; an id
+ * that there is not is passed over. One look at each allocation and entry, however many are moved.
+ */
+void layout_move(struct layout *l, const uint64_t *ids, size_t n, struct layout *to);
 
 const void *metadata_value(const struct metadata *m);
 /* -ENOMEM. */

@@ -3,8 +3,8 @@
 
 /* Symmetric: held against asked, and a waiter against the ones behind it. */
 static const bool compatible[_LOCK_MODE_MAX][_LOCK_MODE_MAX] = {
-        [LOCK_RO] = { [LOCK_RO] = true, [LOCK_UPDATE] = true },
-        [LOCK_UPDATE] = { [LOCK_RO] = true },
+        [LOCK_MODE_RO] = { [LOCK_MODE_RO] = true, [LOCK_MODE_UPDATE] = true },
+        [LOCK_MODE_UPDATE] = { [LOCK_MODE_RO] = true },
 };
 
 enum turn {
@@ -17,20 +17,20 @@ enum turn {
 static enum turn entry_turn(const struct lock_entry *e, const struct lock_facts *facts, enum lock_mode *ret_mode) {
         switch (e->want) {
         case LOCK_WANT_RO:
-                *ret_mode = LOCK_RO;
+                *ret_mode = LOCK_MODE_RO;
                 return facts->published ? TURN_READY : TURN_UNPUBLISHED;
         case LOCK_WANT_UPDATE:
-                *ret_mode = LOCK_UPDATE;
+                *ret_mode = LOCK_MODE_UPDATE;
                 return TURN_READY;
         case LOCK_WANT_RW:
-                *ret_mode = LOCK_RW;
+                *ret_mode = LOCK_MODE_RW;
                 return TURN_READY;
         case LOCK_WANT_RW_OR_RO:
-                *ret_mode = facts->published ? LOCK_RO : LOCK_RW;
+                *ret_mode = facts->published ? LOCK_MODE_RO : LOCK_MODE_RW;
                 return TURN_READY;
         case LOCK_WANT_ADOPT:
                 /* A process is no danger to itself: it may adopt what it sealed. */
-                *ret_mode = LOCK_RW;
+                *ret_mode = LOCK_MODE_RW;
                 return facts->sealed && facts->fence != 0 && facts->fence != e->process ? TURN_FENCED : TURN_READY;
         default:
                 abort();
@@ -38,9 +38,9 @@ static enum turn entry_turn(const struct lock_entry *e, const struct lock_facts 
 }
 
 static void lock_check(const struct lock *lock) {
-        assert(lock->held[LOCK_RW] <= 1);
-        assert(lock->held[LOCK_UPDATE] <= 1);
-        assert(lock->held[LOCK_RW] == 0 || lock->held[LOCK_UPDATE] + lock->held[LOCK_RO] == 0);
+        assert(lock->held[LOCK_MODE_RW] <= 1);
+        assert(lock->held[LOCK_MODE_UPDATE] <= 1);
+        assert(lock->held[LOCK_MODE_RW] == 0 || lock->held[LOCK_MODE_UPDATE] + lock->held[LOCK_MODE_RO] == 0);
 }
 
 static void lock_hold(struct lock *lock, struct lock_entry *e, enum lock_mode mode) {
@@ -102,7 +102,7 @@ void lock_leave(struct lock *lock, struct lock_entry *e) {
 void lock_downgrade(struct lock *lock, struct lock_entry *e) {
         assert(e->held && lock_mode_writes(e->mode));
         lock->held[e->mode]--;
-        e->mode = LOCK_RO;
+        e->mode = LOCK_MODE_RO;
         lock->held[e->mode]++;
         lock_check(lock);
 }

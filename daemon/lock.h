@@ -15,9 +15,9 @@
 #include "base.h"
 
 enum lock_mode {
-        LOCK_RO,
-        LOCK_UPDATE,
-        LOCK_RW,
+        LOCK_MODE_RO,
+        LOCK_MODE_UPDATE,
+        LOCK_MODE_RW,
         _LOCK_MODE_MAX,
 };
 
@@ -70,5 +70,5 @@ void lock_downgrade(struct lock *lock, struct lock_entry *entry);
 bool lock_in_the_way(const struct lock_entry *holder, const struct lock_entry *waiter, const struct lock_facts *facts);
 
 static inline bool lock_mode_writes(enum lock_mode mode) {
-        return mode != LOCK_RO;
+        return mode != LOCK_MODE_RO;
 }

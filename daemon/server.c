@@ -304,7 +304,7 @@ static void process_free(struct process *p) {
 
 static void process_exited(struct server *s, uint64_t key) {
         for (size_t i = 0; i < s->n_stores; i++) {
-                if (s->stores[i]->fence != key)
+                if (!store_knows_process(s->stores[i], key))
                         continue;
                 struct change exited = { .type = CHANGE_EXITED, .exited = { .process = key } };
                 (void)server_change(s, s->stores[i], &exited);
@@ -324,8 +324,7 @@ static void on_process_exit(evutil_socket_t fd, short what, void *arg) {
         process_exited(s, key);
 }
 
-/* False when it has exited, or is not to be seen from here: nothing can be waited for. */
-static bool watch_process(struct server *s, int socket, uint64_t key, pid_t pid) {
+bool server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid) {
         list_for(known, &s->processes, struct process, link)
                 if (known->key == key)
                         return true;
@@ -348,13 +347,9 @@ static bool watch_process(struct server *s, int socket, uint64_t key, pid_t pid)
         return true;
 }
 
-void server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid) {
-        (void)watch_process(s, socket, key, pid);
-}
-
 /* The writer of a sealed layout whose session is over, after a restart: there is no socket to ask any more. */
 static void watch_fence(struct server *s, uint64_t key) {
-        if (!watch_process(s, -1, key, process_pid(key)))
+        if (!server_watch_process(s, -1, key, process_pid(key)))
                 process_exited(s, key);
 }
 

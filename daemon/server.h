@@ -116,8 +116,8 @@ void server_flush_manager(struct server *s);
 /* Descriptors this process can still take, by its own account. */
 uint64_t server_descriptors_left(const struct server *s);
 
-/* A session's process, watched until it exits. */
-void server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid);
+/* A session's process, watched until it exits. False when it has exited, or is not to be seen from here. `socket` may be -1. */
+bool server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid);
 
 /* A session that has said Hello; one that has ended. */
 void server_session_known(struct server *s, struct session *session);

@@ -91,6 +91,7 @@ static void session_on_frame(struct session *s) {
                 return;
         }
         dispatch(s, frame, n_fds);
+        session_watch(s); /* while the answer is not there yet, nothing more is read */
 }
 
 static bool peer_gone(int fd) {
@@ -220,7 +221,11 @@ int session_restore_consume(struct session **ret_session, struct server *server,
         s->deadline = c->deadline;
         list_append(&server->sessions, &s->link);
         server->n_sessions++;
-        server_watch_process(server, s->channel.fd, s->peer.key, s->peer.pid);
+        if (!server_watch_process(server, s->channel.fd, s->peer.key, s->peer.pid)) {
+                struct change exited = { .type = CHANGE_EXITED, .exited = { .process = s->peer.key } };
+                (void)server_change(server, s->store, &exited);
+                s->peer.key = 0;
+        }
         if (s->claim->lock.held || s->claim->gone) {
                 s->state = SESSION_OPEN;
                 session_watch(s);

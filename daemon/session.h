@@ -54,6 +54,7 @@ struct session {
         uint64_t ticket;
         bool kept_by_manager;   /* its socket is */
         bool resumed;           /* from the daemon before this one */
+        bool welcomed;          /* by this daemon */
         char *wanted;           /* the store of its Hello, until it is found */
         uint64_t hello_serial;
         uint64_t wait;          /* ms that its Hello would wait for the lock; UINT64_MAX */

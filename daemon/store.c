@@ -68,7 +68,7 @@ static struct lock_facts store_facts(const struct store *s) {
 }
 
 static void store_check(const struct store *s) {
-        unsigned writers = s->lock.held[LOCK_RW] + s->lock.held[LOCK_UPDATE];
+        unsigned writers = s->lock.held[LOCK_MODE_RW] + s->lock.held[LOCK_MODE_UPDATE];
         assert(!(s->published && s->sealed));
         assert((s->draft != NULL) == (writers == 1));
         assert(!s->published || s->published->generation == s->generation);
@@ -88,6 +88,18 @@ static void grant_writer(struct store *s, struct claim *c) {
         c->view = layout_ref(s->draft);
 }
 
+/* Who was granted just now hears of those who wait for it already. */
+static void tell_granted(struct store *s, struct effects *fx) {
+        struct lock_facts facts = store_facts(s);
+        list_for(c, &fx->news, struct claim, news_link) {
+                if (!(c->news & NEWS_GRANTED) || !c->lock.held)
+                        continue;
+                list_for(e, &s->lock.queue, struct lock_entry, link)
+                        if (lock_in_the_way(&c->lock, e, &facts))
+                                c->news |= NEWS_WANTED;
+        }
+}
+
 static void grant_waiting(struct store *s, struct effects *fx) {
         for (;;) {
                 struct lock_facts facts = store_facts(s);
@@ -103,6 +115,7 @@ static void grant_waiting(struct store *s, struct effects *fx) {
                 claim_news(c, NEWS_GRANTED, fx);
         }
         store_check(s);
+        tell_granted(s, fx);
 }
 
 /* Ends what a claim holds or waits for. A writer's draft is freed, unless it is sealed: then the store rests on it. */
@@ -228,11 +241,7 @@ static int apply_free(struct store *s, struct change *ch, struct effects *fx) {
                 r = layout_reserve(out, ch->free.n);
         if (r < 0)
                 return r;
-        for (size_t i = 0; i < ch->free.n; i++) {
-                struct allocation *a = layout_find_id(l, ch->free.ids[i]);
-                if (a) /* named twice: free once */
-                        layout_move(l, a, out);
-        }
+        layout_move(l, ch->free.ids, ch->free.n, out);
         list_append(&fx->released, &steal_ptr(&out)->link);
         return 0;
 }
@@ -243,7 +252,7 @@ static int apply_put(struct store *s, struct change *ch, struct effects *fx) {
         if (r != 0)
                 return r;
         struct layout *l = ch->claim->view;
-        size_t bytes = l->metadata_bytes;
+        size_t bytes = l->metadata_bytes, more = 0; /* at most: what shrinks does not count */
         for (ch->failed = 0; ch->failed < ch->put.n; ch->failed++) {
                 const struct metadata *m = ch->put.entries[ch->failed];
                 const struct allocation *a = layout_find_slot(l, m->slot);
@@ -251,9 +260,13 @@ static int apply_put(struct store *s, struct change *ch, struct effects *fx) {
                         return STORE_E_NO_SLOT;
                 if (m->offset >= a->size)
                         return STORE_E_OFFSET;
-                bytes += m->key_size + m->value_size;
+                bool found;
+                size_t at = layout_find_key(l, m->key, &found);
+                size_t had = found ? l->metadata[at]->key_size + l->metadata[at]->value_size : 0;
+                bytes += MAX(m->key_size + m->value_size, had) - had;
+                more += !found;
         }
-        if (ch->put.n > LAYOUT_METADATA_MAX - l->n_metadata || bytes > LAYOUT_METADATA_BYTES_MAX)
+        if (more > LAYOUT_METADATA_MAX - l->n_metadata || bytes > LAYOUT_METADATA_BYTES_MAX)
                 return STORE_E_LIMIT;
         r = layout_reserve_metadata(l, ch->put.n);
         if (r < 0)
@@ -394,6 +407,10 @@ static int apply_clear(struct store *s, struct change *ch, struct effects *fx) {
 static int apply_exited(struct store *s, struct change *ch, struct effects *fx) {
         if (s->fence == ch->exited.process)
                 s->fence = 0;
+        /* A session can outlive its process, in a child that inherited it: when it goes, there is nobody to wait for. */
+        list_for(c, &s->claims, struct claim, link)
+                if (c->lock.process == ch->exited.process)
+                        c->lock.process = 0;
         grant_waiting(s, fx);
         return 0;
 }
@@ -417,10 +434,10 @@ struct layout *store_resting(const struct store *s) {
 }
 
 const char *store_state(const struct store *s) {
-        if (s->lock.held[LOCK_RW] > 0 || (s->lock.held[LOCK_UPDATE] > 0 && !s->published))
+        if (s->lock.held[LOCK_MODE_RW] > 0 || (s->lock.held[LOCK_MODE_UPDATE] > 0 && !s->published))
                 return "RW";
         if (s->published)
-                return s->lock.held[LOCK_RO] > 0 ? "RO" : "COMMITTED";
+                return s->lock.held[LOCK_MODE_RO] > 0 ? "RO" : "COMMITTED";
         /* Readers of a discarded or replaced generation may be left; nobody new can read. */
         return s->sealed ? "SEALED" : "EMPTY";
 }
@@ -438,6 +455,13 @@ struct store_totals store_totals(const struct store *s) {
                 }
         }
         return t;
+}
+
+bool store_knows_process(const struct store *s, uint64_t process) {
+        bool known = s->fence == process;
+        list_for(c, &s->claims, struct claim, link)
+                known = known || c->lock.process == process;
+        return known;
 }
 
 uint64_t claim_bytes(const struct claim *c) {

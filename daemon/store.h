@@ -162,5 +162,8 @@ struct store_totals {
 };
 struct store_totals store_totals(const struct store *s);
 
+/* Whether CHANGE_EXITED of this process would change anything. */
+bool store_knows_process(const struct store *s, uint64_t process);
+
 /* Physical bytes that a claim keeps from being freed. */
 uint64_t claim_bytes(const struct claim *c);

@@ -139,7 +139,7 @@ static void grant_all(struct m_store *s) {
                         continue;
                 }
                 c->hold = would_hold(s, c);
-                now->tally.granted[c->hold == READS ? LOCK_RO : c->hold == UPDATES ? LOCK_UPDATE : LOCK_RW]++;
+                now->tally.granted[c->hold == READS ? LOCK_MODE_RO : c->hold == UPDATES ? LOCK_MODE_UPDATE : LOCK_MODE_RW]++;
                 c->news |= NEWS_GRANTED;
                 if (c->hold == READS) {
                         c->view = s->published;
@@ -231,8 +231,8 @@ static void check_invariants(const struct store *r) {
         list_for(e, &r->lock.queue, struct lock_entry, link)
                 waiting++;
         MUST(memcmp(held, r->lock.held, sizeof(held)) == 0 && waiting == r->lock.waiting);
-        MUST(held[LOCK_RW] + held[LOCK_UPDATE] <= 1);
-        MUST(!held[LOCK_RW] || !held[LOCK_RO]);
+        MUST(held[LOCK_MODE_RW] + held[LOCK_MODE_UPDATE] <= 1);
+        MUST(!held[LOCK_MODE_RW] || !held[LOCK_MODE_RO]);
         MUST(!r->published || !r->sealed);
         list_for(l, &r->layouts, struct layout, link) {
                 unsigned refs = (l == r->published) + (l == r->sealed) + (l == r->draft);
@@ -256,7 +256,7 @@ static void compare_store(struct m_store *s) {
         MUST(store_resting(r) == (s->published ? s->published->real : s->sealed ? s->sealed->real : NULL));
         for (size_t i = 0; i < s->n; i++) {
                 struct m_claim *c = &s->claims[i];
-                static const enum lock_mode modes[] = { [READS] = LOCK_RO, [UPDATES] = LOCK_UPDATE, [WRITES] = LOCK_RW };
+                static const enum lock_mode modes[] = { [READS] = LOCK_MODE_RO, [UPDATES] = LOCK_MODE_UPDATE, [WRITES] = LOCK_MODE_RW };
                 MUST(c->real->lock.held == holds(c));
                 MUST(!holds(c) || c->real->lock.mode == modes[c->hold]);
                 MUST(c->real->gone == (c->hold == NOTHING));

@@ -218,7 +218,7 @@ END_TEST
 
 static void two_writers(Gmsj__StoreImage *i) {
         i->claims[1]->held = true;
-        i->claims[1]->mode = LOCK_UPDATE;
+        i->claims[1]->mode = LOCK_MODE_UPDATE;
         i->claims[1]->view = i->claims[0]->view;
 }
 static void no_such_layout(Gmsj__StoreImage *i) {

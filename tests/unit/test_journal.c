@@ -216,7 +216,7 @@ END_TEST
 /* ---- no room */
 
 START_TEST(no_room) {
-        static uint8_t bytes[PAGE];
+        static uint8_t bytes[PAGE + 100];
         struct journal *j;
         struct rlimit old, small = { PAGE * 2 + 100, RLIM_INFINITY };
         int r;

@@ -34,7 +34,7 @@ static void put(struct layout *l, const char *key, uint64_t slot, uint64_t offse
 static void take(struct layout *l, uint64_t slot) {
         struct layout *out = layout_make();
         ck_assert_int_eq(layout_reserve(out, 1), 0);
-        layout_move(l, layout_find_slot(l, slot), out);
+        layout_move(l, &layout_find_slot(l, slot)->id, 1, out);
         layout_free(out);
 }
 
@@ -251,7 +251,7 @@ START_TEST(find_among_gaps) {
                 add(l, 1, 4096, NULL);
         ck_assert_int_eq(layout_reserve(out, 50), 0);
         for (uint64_t slot = 0; slot < 100; slot += 2)
-                layout_move(l, layout_find_slot(l, slot), out);
+                layout_move(l, &layout_find_slot(l, slot)->id, 1, out);
         ck_assert_uint_eq(l->bytes, 50 * 4096);
         ck_assert_uint_eq(out->bytes, 50 * 4096);
         for (uint64_t slot = 0; slot < 102; slot++) {

@@ -10,7 +10,7 @@
 #include "lock.h"
 
 static const enum lock_want want_of_mode[_LOCK_MODE_MAX] = {
-        [LOCK_RO] = LOCK_WANT_RO, [LOCK_UPDATE] = LOCK_WANT_UPDATE, [LOCK_RW] = LOCK_WANT_RW,
+        [LOCK_MODE_RO] = LOCK_WANT_RO, [LOCK_MODE_UPDATE] = LOCK_WANT_UPDATE, [LOCK_MODE_RW] = LOCK_WANT_RW,
 };
 
 static const struct lock_facts published = { .published = true };
@@ -23,9 +23,9 @@ static struct lock_entry entry(enum lock_want want, uint64_t process) {
 
 static const bool may_be_together[_LOCK_MODE_MAX][_LOCK_MODE_MAX] = {
         /*                 RO     UPDATE  RW */
-        [LOCK_RO] =      { true,  true,   false },
-        [LOCK_UPDATE] =  { true,  false,  false },
-        [LOCK_RW] =      { false, false,  false },
+        [LOCK_MODE_RO] =      { true,  true,   false },
+        [LOCK_MODE_UPDATE] =  { true,  false,  false },
+        [LOCK_MODE_RW] =      { false, false,  false },
 };
 
 START_TEST(held_against_asked) {
@@ -87,7 +87,7 @@ static const char *const turns[_LOCK_WANT_MAX] = {
         [LOCK_WANT_RW_OR_RO] = "wwwwwwrrrrrr",
         [LOCK_WANT_ADOPT] =    "wwwww-wwwww-",
 };
-static const char mode_letters[_LOCK_MODE_MAX] = { [LOCK_RO] = 'r', [LOCK_UPDATE] = 'u', [LOCK_RW] = 'w' };
+static const char mode_letters[_LOCK_MODE_MAX] = { [LOCK_MODE_RO] = 'r', [LOCK_MODE_UPDATE] = 'u', [LOCK_MODE_RW] = 'w' };
 
 static struct lock_facts facts_of_column(int column, uint64_t own, uint64_t other) {
         return (struct lock_facts){
@@ -131,9 +131,9 @@ START_TEST(in_the_way) {
         if (want == LOCK_WANT_RO && !facts.published)
                 expected = false;
         else if (turn == 'r')
-                expected = held == LOCK_RW;
+                expected = held == LOCK_MODE_RW;
         else if (turn == 'u')
-                expected = held != LOCK_RO;
+                expected = held != LOCK_MODE_RO;
         else
                 expected = true;
         ck_assert_int_eq(lock_in_the_way(&holder, &waiter, &facts), expected);
@@ -208,7 +208,7 @@ static void play(struct cast *c, const char *step) {
                 ck_assert(!e->held);
         } else if (e && step[1] == 'v') {
                 lock_downgrade(&c->lock, e);
-                ck_assert(e->held && e->mode == LOCK_RO);
+                ck_assert(e->held && e->mode == LOCK_MODE_RO);
         } else if (step[1] == 'p') {
                 c->facts.published = step[0] == '+';
         } else if (step[1] == 's') {
