@@ -11,7 +11,8 @@
 struct account {
         uint64_t sessions, stores, allocations, bytes, owned, waiting;
         uint64_t device_free; /* of a GPU, as NVML says; 0 for host memory, which others use too */
-        unsigned gmsd_fds, own_fds, own_maps, workers, worker_fds;
+        unsigned gmsd_fds, own_fds, own_maps, workers;
+        unsigned worker_fds; /* of the one that has most */
         pid_t worker[ACCOUNT_WORKERS];
 };
 

@@ -244,7 +244,8 @@ struct store_view look(const char *name) {
         v.draining_layouts = s->draining_layouts;
         if (l) {
                 (void)snprintf(v.identity, sizeof(v.identity), "%s", l->identity);
-                memcpy(v.hash, l->hash.data, MIN(l->hash.len, sizeof(v.hash)));
+                if (l->hash.len == sizeof(v.hash))
+                        memcpy(v.hash, l->hash.data, sizeof(v.hash));
                 v.generation = l->generation;
                 v.allocations = l->allocations;
                 v.sealed = l->sealed;

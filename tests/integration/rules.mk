@@ -13,8 +13,8 @@ $(INTEGRATION): $(INTEGRATION_OBJS) $(VMM_OBJS) $(PROTO_OBJS) $(BUILD)/libgmscli
 
 .PHONY: check-integration
 check-integration: $(BUILD)/gmsd $(INTEGRATION) $(FAKECUDA_LIBS)
-	$(Q)GMS_TEST_DEVICE=host:1G $(INTEGRATION) $(T)
-	$(Q)$(call with_fakecuda,GMS_TEST_DEVICE=cuda:0 $(INTEGRATION) $(T))
+	$(Q)status=0; GMS_TEST_DEVICE=host:1G $(INTEGRATION) $(T) || status=1; \
+		($(call with_fakecuda,GMS_TEST_DEVICE=cuda:0 $(INTEGRATION) $(T))) || status=1; exit $$status
 check: check-integration
 
 $(BUILD)/obj/tests/integration/%.o: ALL_CPPFLAGS += -Itests/fakecuda
