@@ -20,7 +20,9 @@ include tests/contract/rules.mk
 include tests/demo/rules.mk
 include tests/cli/rules.mk
 include tests/integration/rules.mk
+include tests/durable/rules.mk
 include tests/bench/rules.mk
 include tests/fuzz/rules.mk
 
 .PRECIOUS: $(BUILD)/obj/%.o
+include tests/gpu/rules.mk
