@@ -57,8 +57,8 @@ static const char help[] =
         "  --version, --help\n"
         "\n"
         "TERM, INT and QUIT are passed on and end both; HUP, USR1 and USR2 are passed on.\n"
-        "Ends, with COMMAND's status, when that ends with 0, and, while nothing is kept,\n"
-        "when it ends with 2 (usage) or dies five times in a row before it is ready.\n";
+        "Ends with COMMAND when that ends with 0 and, while nothing is kept, when it ends\n"
+        "with 2 (usage) or dies five times in a row before it is ready.\n";
 
 struct kept {
         char *name; /* NULL: nothing of this number is kept */
@@ -139,8 +139,7 @@ static void drop(struct service *s, const char *name, int number) {
 }
 
 static void on_hangup(struct service *s, int fd) {
-        /* Looked at again: the number may be another descriptor's by now. */
-        struct pollfd p = { .fd = fd };
+        struct pollfd p = { .fd = fd }; /* looked at again: the number may be another descriptor's by now */
         if (!s->kept[fd].polled || poll(&p, 1, 0) != 1)
                 return;
         log_info("gms-keeper: the other end of \"%s\" is gone: not kept any more", s->kept[fd].name);
@@ -321,7 +320,7 @@ static void service_died(struct service *s) {
         s->quick = ran >= SETTLED_MS ? 0 : s->quick;
         s->unready = s->ready ? 0 : s->unready + 1;
         const char *why = s->ending || s->code == 0 ? "it has ended"
-                          : s->n_kept > 0 ? NULL
+                          : s->n_kept > 0 ? NULL /* what is kept is not given up */
                           : s->code == STATUS_USAGE ? "it was not understood"
                           : s->unready >= UNREADY_MAX ? "it dies before it is ready, again and again" : NULL;
         s->ended = why != NULL;
@@ -440,9 +439,10 @@ static bool make_table(struct service *s) {
         struct rlimit l;
         (void)getrlimit(RLIMIT_NOFILE, &l);
         l.rlim_cur = MIN(l.rlim_max, s->kept_max + FDS_SPARE);
-        if (l.rlim_cur < s->kept_max + FDS_SPARE)
-                log_notice("gms-keeper: the limit of open files, %" PRIu64 ", is less than --fd-max needs", (uint64_t)l.rlim_cur);
-        s->kept_max = l.rlim_cur > FDS_SPARE ? l.rlim_cur - FDS_SPARE : 0;
+        size_t most = l.rlim_cur > FDS_SPARE ? l.rlim_cur - FDS_SPARE : 0;
+        if (most < s->kept_max)
+                log_notice("gms-keeper: keeps at most %zu descriptors, by the limit of open files", most);
+        s->kept_max = MIN(most, s->kept_max);
         s->room = (int)l.rlim_cur;
         s->kept = calloc(l.rlim_cur, sizeof(*s->kept));
         return s->kept && setrlimit(RLIMIT_NOFILE, &l) == 0;
