@@ -174,7 +174,7 @@ void stage_kill(void) {
         ck_assert_int_eq(kill(stage.puppet_pid, SIGKILL), 0);
 }
 
-static void say(const int *fds, unsigned n, const char *format, va_list args) {
+static void _printf_(3, 0) say(const int *fds, unsigned n, const char *format, va_list args) {
         union {
                 struct cmsghdr align;
                 char bytes[CMSG_SPACE(PUPPET_FDS_MAX * sizeof(int))];

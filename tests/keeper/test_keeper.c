@@ -293,6 +293,19 @@ START_TEST(fd_max) {
 }
 END_TEST
 
+START_TEST(limit_of_open_files) {
+        struct rlimit l = { .rlim_cur = 64, .rlim_max = 400 };
+        ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &l), 0);
+        stage_start(NULL);
+        assert_logged("keeps at most 80 descriptors");
+        ck_assert_str_eq(ask("env FDSTORE"), "ok 80");
+        ck_assert_int_gt(ask_number("many n 100"), 0);
+        kill_and_wait();
+        ck_assert_uint_eq(stage_names(), 80);
+        ck_assert_int_eq(ask_number("verify"), 80);
+}
+END_TEST
+
 /* ---- the service's life */
 
 START_TEST(environment) {
@@ -305,6 +318,7 @@ START_TEST(environment) {
         ck_assert_int_eq(ask("env NOTIFY_SOCKET")[3], '@');
         ck_assert_str_eq(ask("env WATCHDOG_USEC"), "ok 20000000");
         ck_assert_int_eq(ask_number("env WATCHDOG_PID"), stage.puppet_pid);
+        ck_assert_str_eq(ask("env FDSTORE"), "ok 8000");
         ck_assert_uint_eq(stage_names(), 0);
         store(STORE_UNPOLLED "x", "x");
         kill_and_wait();
@@ -330,7 +344,7 @@ START_TEST(watchdog) {
         notify("READY=1\nWATCHDOG_USEC=200000");
         us = stage_next();
         ck_assert_int_lt(us, 900000);
-        notify("READY=1\nWATCHDOG=trigger");
+        ask("notify READY=1\nWATCHDOG=trigger"); /* it may not live to answer */
         ck_assert_int_lt(stage_next(), 900000);
 }
 END_TEST
@@ -509,7 +523,7 @@ int main(void) {
         const TTest *const descriptors[] = { restored_by_name, same_memory, removed, names, many_in_a_message, duplicates, hung_up,
                                              said_before_death };
         const TTest *const messages[] = { strangers, broken_messages };
-        const TTest *const size[] = { thousands, limits, fd_max };
+        const TTest *const size[] = { thousands, limits, fd_max, limit_of_open_files };
         const TTest *const life[] = { environment, watchdog, watchdog_kills, stopping_ends_the_watchdog, back_off, left_behind };
         const TTest *const end[] = { signals, reload_is_no_end, ends_with_the_service, ends_while_waiting, gives_up,
                                      does_not_give_up_what_it_keeps, usage };
