@@ -20,6 +20,7 @@ include tests/contract/rules.mk
 include tests/demo/rules.mk
 include tests/cli/rules.mk
 include tests/keeper/rules.mk
+include tests/systemd/rules.mk
 include tests/integration/rules.mk
 include tests/bench/rules.mk
 include tests/fuzz/rules.mk
