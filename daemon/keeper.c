@@ -166,11 +166,11 @@ static int hand_over(struct service *s) {
         }
         if (s->n_kept == 0)
                 return 0;
-        /* By rising number: the place of each is at or below its number, and who was there is copied already. */
+        /* By rising number: the place of each is below its own (the keeper's sockets are lower), and was copied already. */
         for (int fd = to; fd < s->room; fd++) {
                 if (!s->kept[fd].name)
                         continue;
-                if ((fd == to ? fcntl(fd, F_SETFD, 0) : dup2(fd, to)) < 0)
+                if (dup2(fd, to) < 0)
                         return -errno;
                 to++;
                 end = stpcpy(stpcpy(end, end > names ? ":" : ""), s->kept[fd].name);

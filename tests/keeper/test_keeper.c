@@ -154,24 +154,62 @@ START_TEST(duplicates) {
 }
 END_TEST
 
+static void make_pair(int *pair) {
+        ck_assert_int_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+}
+
+static void close_pair(int *pair) {
+        pair[0] = close_fd(pair[0]);
+        pair[1] = close_fd(pair[1]);
+}
+
 START_TEST(hung_up) {
-        int watched[2], unwatched[2];
+        int ends[2], stays[2], unwatched[2];
         stage_start(NULL);
         unsigned before = stage_keeper_fds();
-        ck_assert_int_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, watched), 0);
-        ck_assert_int_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, unwatched), 0);
-        ck_assert_str_eq(ask_with(&watched[0], 1, "notify FDSTORE=1\nFDNAME=watched"), "ok 1");
+        make_pair(ends);
+        make_pair(stays);
+        make_pair(unwatched);
+        ck_assert_str_eq(ask_with(&ends[0], 1, "notify FDSTORE=1\nFDNAME=watched"), "ok 1");
+        ck_assert_str_eq(ask_with(&stays[0], 1, "notify FDSTORE=1\nFDNAME=watched"), "ok 1");
         ck_assert_str_eq(ask_with(&unwatched[0], 1, "notify " STORE_UNPOLLED "unwatched"), "ok 1");
         barrier();
-        ck_assert_uint_eq(stage_keeper_fds(), before + 2);
-        for (int i = 0; i < 2; i++) {
-                close_fd(watched[i]);
-                close_fd(unwatched[i]);
-        }
-        for (int ms = 0; ms < 5000 && stage_keeper_fds() > before + 1; ms++)
+        ck_assert_uint_eq(stage_keeper_fds(), before + 3);
+        close_pair(ends);
+        close_pair(unwatched);
+        for (int ms = 0; ms < 5000 && stage_keeper_fds() > before + 2; ms++)
                 (void)usleep(1000);
         kill_and_wait();
-        ck_assert_str_eq(ask("names"), "ok unwatched");
+        ck_assert_uint_eq(stage_names(), 2);
+        close_fd(ask_fd("watched"));
+        ck_assert_int_ge(ask_fd("unwatched"), 0);
+        close_pair(stays);
+}
+END_TEST
+
+static unsigned long ticks_of(pid_t pid) {
+        char path[64], line[512] = "";
+        unsigned long user = 0, system = 0;
+        (void)snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+        _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ck_assert_int_gt(read(fd, line, sizeof(line) - 1), 0);
+        ck_assert_int_eq(sscanf(strrchr(line, ')'), ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system), 2);
+        return user + system;
+}
+
+/* A file that was removed, and lives on elsewhere, is not watched any more. */
+START_TEST(hung_up_after_removal) {
+        int pair[2];
+        stage_start(NULL);
+        make_pair(pair);
+        ck_assert_str_eq(ask_with(&pair[0], 1, "notify FDSTORE=1\nFDNAME=x"), "ok 1");
+        notify("FDSTOREREMOVE=1\nFDNAME=x");
+        barrier();
+        unsigned long before = ticks_of(stage.keeper);
+        pair[1] = close_fd(pair[1]);
+        (void)usleep(500000);
+        ck_assert_uint_lt(ticks_of(stage.keeper), before + 10);
+        close_pair(pair);
 }
 END_TEST
 
@@ -179,8 +217,9 @@ START_TEST(said_before_death) {
         stage_start(NULL);
         store(STORE_UNPOLLED "early", "1");
         barrier();
-        /* The keeper finds the messages and the death together. */
+        /* The keeper finds the messages and the death together, and looks at its signals first. */
         ck_assert_int_eq(kill(stage.keeper, SIGSTOP), 0);
+        ck_assert_int_eq(kill(stage.keeper, SIGCHLD), 0);
         store(STORE_UNPOLLED "late", "2");
         notify("FDSTOREREMOVE=1\nFDNAME=early");
         stage_kill();
@@ -330,6 +369,7 @@ END_TEST
 
 START_TEST(watchdog) {
         stage_start("--watchdog", "1", NULL);
+        notify("WATCHDOG=1");
         (void)usleep(1300000); /* not counted before it is ready */
         notify("READY=1\nSTATUS=well");
         assert_logged("puppet: well");
@@ -341,6 +381,10 @@ START_TEST(watchdog) {
         ck_assert_int_gt(us, 900000);
         ck_assert_int_lt(us, 1900000);
         assert_logged("status 134");
+        notify("READY=1"); /* and never fed */
+        us = stage_next();
+        ck_assert_int_gt(us, 900000);
+        ck_assert_int_lt(us, 1900000);
         notify("READY=1\nWATCHDOG_USEC=200000");
         us = stage_next();
         ck_assert_int_lt(us, 900000);
@@ -405,6 +449,19 @@ START_TEST(signals) {
         }
         ask("exit 7");
         ck_assert_int_eq(stage_status(), 7);
+}
+END_TEST
+
+/* It may take its time to end. */
+START_TEST(ending_ends_the_watchdog) {
+        stage_start(NULL);
+        notify("READY=1\nWATCHDOG_USEC=200000");
+        ck_assert_int_eq(kill(stage.keeper, SIGTERM), 0);
+        ck_assert_str_eq(hear(), "signal 15");
+        notify("WATCHDOG=1");
+        (void)usleep(500000);
+        ask("exit 0");
+        ck_assert_int_eq(stage_status(), 0);
 }
 END_TEST
 
@@ -521,11 +578,11 @@ static void add(Suite *s, const char *name, const TTest *const *tests, size_t n)
 
 int main(void) {
         const TTest *const descriptors[] = { restored_by_name, same_memory, removed, names, many_in_a_message, duplicates, hung_up,
-                                             said_before_death };
+                                             hung_up_after_removal, said_before_death };
         const TTest *const messages[] = { strangers, broken_messages };
         const TTest *const size[] = { thousands, limits, fd_max, limit_of_open_files };
         const TTest *const life[] = { environment, watchdog, watchdog_kills, stopping_ends_the_watchdog, back_off, left_behind };
-        const TTest *const end[] = { signals, reload_is_no_end, ends_with_the_service, ends_while_waiting, gives_up,
+        const TTest *const end[] = { signals, ending_ends_the_watchdog, reload_is_no_end, ends_with_the_service, ends_while_waiting, gives_up,
                                      does_not_give_up_what_it_keeps, usage };
         const TTest *const init[] = { init_of_a_container };
         Suite *s = suite_create("keeper");
