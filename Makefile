@@ -35,7 +35,7 @@ say = $(if $(V),,@printf '  %-8s %s\n' '$(1)' '$(2)';)
 # ---- flags
 
 DEPS_APT := git make gcc clang libc6-dev pkg-config protobuf-c-compiler libprotobuf-c-dev libevent-dev \
-	libsystemd-dev check libxxhash-dev libjansson-dev
+	libsystemd-dev check libxxhash-dev libjansson-dev systemd
 
 PACKAGES := libevent_core:libevent-dev libprotobuf-c:libprotobuf-c-dev libsystemd:libsystemd-dev \
 	libxxhash:libxxhash-dev jansson:libjansson-dev check:check
@@ -132,15 +132,20 @@ deps:
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include
-	install -m 755 $(BUILD)/gmsd $(BUILD)/gmsctl $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/gmsctl $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BUILD)/libgmsclient.so $(DESTDIR)$(PREFIX)/lib/libgmsclient.so.$(VERSION)
 	ln -sf libgmsclient.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(PREFIX)/lib/libgmsclient.so
 	install -m 644 libgmsclient/gmsclient.h $(DESTDIR)$(PREFIX)/include
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' libgmsclient/gmsclient.pc.in \
 		>$(DESTDIR)$(PREFIX)/lib/pkgconfig/gmsclient.pc
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/lib/,systemd/system sysusers.d tmpfiles.d)
+	for unit in gmsd.socket gmsd.service; do \
+		sed 's|@PREFIX@|$(PREFIX)|' systemd/$$unit.in >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; done
+	install -m 644 systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/gmsd.conf
+	install -m 644 systemd/tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/gmsd.conf
 
 clean:
 	rm -rf build
 
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD) -type f -name '*.d' 2>/dev/null)

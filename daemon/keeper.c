@@ -6,7 +6,7 @@
  * own, so that what it leaves behind ends with it. If the keeper dies, the service is left running with all that it holds.
  *
  * Names of descriptors are 1 to 255 characters without ":"; several may have one name. The kernel limits the
- * string LISTEN_FDNAMES to 128 KiB: 4,000 names of 31 characters, 16,000 of 7. What is over that is not kept, and a line
+ * string LISTEN_FDNAMES to 128 KiB: 4,000 names of 31 characters, 8,000 of 15. What is over that is not kept, and a line
  * says so. An open file that is kept already under that name is not kept twice where kcmp() may tell (a container may
  * not) and while the name has few; systemd searches all that it keeps. Closing the last descriptor of device memory
  * takes the driver's time, 50 ms for a GPU; it is taken here, and delays the service only if it asks for a barrier.
@@ -36,7 +36,7 @@
 #define ABORT_GRACE_MS 2000u /* from SIGABRT to SIGKILL */
 #define UNREADY_MAX 5u       /* deaths in a row before READY=1 */
 #define STATUS_USAGE 2
-#define FD_MAX 65536u
+#define FD_MAX 8000u         /* with names of 15 characters they fit LISTEN_FDNAMES */
 #define FDS_SPARE 320u       /* the keeper's own, and one message's */
 #define MESSAGE_MAX 4096u    /* bytes, as systemd has it */
 #define MESSAGE_FDS 253u     /* the kernel's SCM_MAX_FD */
@@ -53,12 +53,12 @@ static const char help[] =
         "with them when it dies. For containers: it works as PID 1.\n"
         "\n"
         "  --watchdog SECONDS  end a command that has not fed its watchdog for so long\n"
-        "  --fd-max N          keep at most N descriptors. Default: 65536\n"
+        "  --fd-max N          keep at most N descriptors. Default: 8000\n"
         "  --version, --help\n"
         "\n"
         "TERM, INT and QUIT are passed on and end both; HUP, USR1 and USR2 are passed on.\n"
-        "Ends, with COMMAND's status, when that ends with 0, and, while nothing is kept,\n"
-        "when it ends with 2 (usage) or dies five times in a row before it is ready.\n";
+        "Ends with COMMAND when that ends with 0 and, while nothing is kept, when it ends\n"
+        "with 2 (usage) or dies five times in a row before it is ready.\n";
 
 struct kept {
         char *name; /* NULL: nothing of this number is kept */
@@ -71,7 +71,7 @@ static struct service {
         int epoll, signals, socket;
         char address[16]; /* of the socket, for NOTIFY_SOCKET */
         struct kept *kept; /* by number */
-        int room;          /* the limit of open files */
+        int room;
         int heads[HEADS];  /* by the name's hash; 0: none, since standard descriptors are never kept */
         size_t n_kept, kept_max, name_bytes; /* each with its ":" */
         pid_t pid; /* 0: not running */
@@ -105,7 +105,7 @@ static void keep_consume(struct service *s, const char *name, int fd, bool polle
                 if (syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, i, (long)own) == 0)
                         return;
         _cleanup_free_ char *copy = strdup(name);
-        if (!copy || s->n_kept >= s->kept_max || s->name_bytes + strlen(name) + 1 > NAMES_MAX) {
+        if (!copy || own >= s->room || s->n_kept >= s->kept_max || s->name_bytes + strlen(name) + 1 > NAMES_MAX) {
                 log_error("gms-keeper: cannot keep \"%s\": %zu descriptors of at most %zu are kept, with %zu bytes of names "
                           "of at most %zu", name, s->n_kept, s->kept_max, s->name_bytes, (size_t)NAMES_MAX);
                 return;
@@ -139,8 +139,7 @@ static void drop(struct service *s, const char *name, int number) {
 }
 
 static void on_hangup(struct service *s, int fd) {
-        /* Looked at again: the number may be another descriptor's by now. */
-        struct pollfd p = { .fd = fd };
+        struct pollfd p = { .fd = fd }; /* looked at again: the number may be another descriptor's by now */
         if (!s->kept[fd].polled || poll(&p, 1, 0) != 1)
                 return;
         log_info("gms-keeper: the other end of \"%s\" is gone: not kept any more", s->kept[fd].name);
@@ -160,17 +159,18 @@ static int hand_over(struct service *s) {
         int to = STDERR_FILENO + 1;
         if (!names || setenv("NOTIFY_SOCKET", s->address, 1) < 0)
                 return -ENOMEM;
+        set_number("FDSTORE", s->kept_max);
         if (s->watchdog_ms > 0) {
                 set_number("WATCHDOG_USEC", s->watchdog_ms * 1000);
                 set_number("WATCHDOG_PID", (uint64_t)getpid());
         }
         if (s->n_kept == 0)
                 return 0;
-        /* By rising number: the place of each is at or below its number, and who was there is copied already. */
+        /* By rising number: the place of each is below its own (the keeper's sockets are lower), and was copied already. */
         for (int fd = to; fd < s->room; fd++) {
                 if (!s->kept[fd].name)
                         continue;
-                if ((fd == to ? fcntl(fd, F_SETFD, 0) : dup2(fd, to)) < 0)
+                if (dup2(fd, to) < 0)
                         return -errno;
                 to++;
                 end = stpcpy(stpcpy(end, end > names ? ":" : ""), s->kept[fd].name);
@@ -321,7 +321,7 @@ static void service_died(struct service *s) {
         s->quick = ran >= SETTLED_MS ? 0 : s->quick;
         s->unready = s->ready ? 0 : s->unready + 1;
         const char *why = s->ending || s->code == 0 ? "it has ended"
-                          : s->n_kept > 0 ? NULL
+                          : s->n_kept > 0 ? NULL /* what is kept is not given up */
                           : s->code == STATUS_USAGE ? "it was not understood"
                           : s->unready >= UNREADY_MAX ? "it dies before it is ready, again and again" : NULL;
         s->ended = why != NULL;
@@ -334,14 +334,13 @@ static void service_died(struct service *s) {
 
 /* The service's death, and as PID 1 everybody's. */
 static void reap(struct service *s) {
-        for (;;) {
-                siginfo_t info = {};
-                if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_pid == 0)
-                        return;
+        siginfo_t info = {};
+        while (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0) {
                 if (info.si_pid == s->pid)
                         service_died(s);
                 else
                         (void)waitpid(info.si_pid, NULL, 0);
+                info.si_pid = 0;
         }
 }
 
@@ -435,16 +434,17 @@ static bool open_signals(struct service *s) {
         return watch(s, s->signals);
 }
 
-/* Numbers of descriptors are below the limit of open files, and so index a table. */
+/* The lowest free number is used: none that is kept is beyond the table. */
 static bool make_table(struct service *s) {
         struct rlimit l;
         (void)getrlimit(RLIMIT_NOFILE, &l);
-        l.rlim_cur = MIN(l.rlim_max, s->kept_max + FDS_SPARE);
-        if (l.rlim_cur < s->kept_max + FDS_SPARE)
-                log_notice("gms-keeper: the limit of open files, %" PRIu64 ", is less than --fd-max needs", (uint64_t)l.rlim_cur);
-        s->kept_max = l.rlim_cur > FDS_SPARE ? l.rlim_cur - FDS_SPARE : 0;
-        s->room = (int)l.rlim_cur;
-        s->kept = calloc(l.rlim_cur, sizeof(*s->kept));
+        s->room = (int)MIN(l.rlim_max, s->kept_max + FDS_SPARE);
+        l.rlim_cur = MAX(l.rlim_cur, (rlim_t)s->room);
+        size_t most = (size_t)MAX(s->room - (int)FDS_SPARE, 0);
+        if (most < s->kept_max)
+                log_notice("gms-keeper: keeps at most %zu descriptors, by the limit of open files", most);
+        s->kept_max = MIN(most, s->kept_max);
+        s->kept = calloc((size_t)s->room, sizeof(*s->kept));
         return s->kept && setrlimit(RLIMIT_NOFILE, &l) == 0;
 }
 

@@ -19,6 +19,8 @@ include libgmsclient/examples/rules.mk
 include tests/contract/rules.mk
 include tests/demo/rules.mk
 include tests/cli/rules.mk
+include tests/keeper/rules.mk
+include tests/systemd/rules.mk
 include tests/integration/rules.mk
 include tests/durable/rules.mk
 include tests/bench/rules.mk
