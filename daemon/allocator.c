@@ -205,6 +205,9 @@ static void send_frees(struct allocator *a, uint64_t now) {
                 list_append(&a->sent, &b->link);
                 a->n_sent++;
                 allocator_send(a, &f, fds, now);
+                /* Only now are our copies closed. Were the worker told to close its own before, ours could be the last ones. */
+                if (a->worker)
+                        allocator_send(a, &f, NULL, now);
         }
 }
 

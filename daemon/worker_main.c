@@ -16,6 +16,7 @@
 
 struct server_end {
         struct vmm *vmm;
+        struct fdset *doomed; /* to be closed once the daemon has closed its own */
         uint8_t buf[CHANNEL_FRAME_MAX];
 };
 
@@ -151,10 +152,16 @@ static int serve_create(struct server_end *s, uint64_t serial, const Gms__WorkCr
         return reply_created(serial, &fds, true);
 }
 
-static int serve_free(uint64_t serial, struct fdset **fds) {
+/* The last close is what frees, and what takes long: the daemon says when its own copies are gone. */
+static int serve_free(struct server_end *s, uint64_t serial, struct fdset **fds) {
+        if (*fds) {
+                fdset_free(s->doomed);
+                s->doomed = steal_ptr(fds);
+                return 0;
+        }
         Gms__WorkFreed body = GMS__WORK_FREED__INIT;
-        body.count = *fds ? (*fds)->n : 0;
-        *fds = fdset_free(*fds);
+        body.count = s->doomed ? s->doomed->n : 0;
+        s->doomed = fdset_free(s->doomed);
         Gms__Frame f = GMS__FRAME__INIT;
         f.body_case = GMS__FRAME__BODY_WORK_FREED;
         f.work_freed = &body;
@@ -180,7 +187,7 @@ static int serve(struct server_end *s, const Gms__Frame *f, struct fdset **fds) 
         case GMS__FRAME__BODY_WORK_CREATE:
                 return serve_create(s, f->serial, f->work_create);
         case GMS__FRAME__BODY_WORK_FREE:
-                return serve_free(f->serial, fds);
+                return serve_free(s, f->serial, fds);
         case GMS__FRAME__BODY_WORK_QUERY:
                 return serve_query(s, f->serial);
         default:

@@ -25,10 +25,12 @@ static int append(struct layout *l, const Gms__Allocation *a, struct mapping **r
         return 0;
 }
 
-/* Maps the session's layout into `fresh`, at new addresses. */
-static int bring_new(struct gms *g, struct layout *fresh) {
+/*
+ * Maps the session's layout into `fresh`, at new addresses. With `vacate` in a quicker way, in which another thread of the
+ * program may take the addresses first: -EEXIST.
+ */
+static int bring_new(struct gms *g, struct layout *fresh, bool vacate, struct region **rest) {
         _cleanup_(pages_done) struct pages p = { .conn = &g->conn, .descriptors = true, .end = PAGES_ALL };
-        struct region *rest = NULL;
         const Gms__Allocation *a;
         int fd, r;
 
@@ -41,20 +43,28 @@ static int bring_new(struct gms *g, struct layout *fresh) {
                 struct mapping *m;
                 r = append(fresh, a, &m);
                 if (r == 0)
-                        r = space_place(&g->space, g->vmm, m, &rest, g->work.bytes);
+                        r = space_place(&g->space, g->vmm, m, rest, g->work.bytes);
+                if (r == 0 && vacate && *rest && !(*rest)->vacant)
+                        space_vacate(g->vmm, *rest);
                 if (r == 0)
-                        r = mapping_attach(g->vmm, m, fd, handle_access(g));
+                        r = m->region->vacant ? mapping_attach_vacant(g->vmm, m, fd, handle_access(g))
+                                              : mapping_attach(g->vmm, m, fd, handle_access(g));
                 if (r < 0)
                         return r;
         }
         return r;
 }
 
-static int attach_new(struct gms *g) {
+static int try_new(struct gms *g, bool vacate) {
         struct layout fresh = {};
+        struct region *rest = NULL;
         space_restart(&g->space);
-        int r = bring_new(g, &fresh);
+        int r = bring_new(g, &fresh, vacate, &rest);
+        if (r == 0 && rest && rest->vacant)
+                space_occupied(rest);
         if (r < 0) {
+                if (rest && rest->vacant)
+                        space_abandon(g->vmm, rest, fresh.at, fresh.n);
                 mappings_undo(g->vmm, fresh.at, fresh.n);
                 space_restart_end(&g->space, g->vmm, false, fresh.at, fresh.n);
                 layout_done(&fresh);
@@ -64,6 +74,11 @@ static int attach_new(struct gms *g) {
         layout_done(&g->known);
         g->known = fresh;
         return 0;
+}
+
+static int attach_new(struct gms *g) {
+        int r = try_new(g, true);
+        return r == -EEXIST ? try_new(g, false) : r;
 }
 
 /* Brings what is unmapped of the known mappings into `fresh`, at their addresses. -ESTALE without a text. */

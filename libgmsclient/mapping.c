@@ -12,16 +12,27 @@ static enum vmm_access to_vmm(uint8_t access) {
         return to[access];
 }
 
-int mapping_attach(struct vmm *v, struct mapping *m, int fd, uint32_t access) {
-        assert(!m->mapped && m->address != 0);
-
-        uint64_t address;
-        int r = vmm_attach(v, fd, m->address, m->aligned, to_vmm((uint8_t)access), &address);
+static int attached(struct vmm *v, struct mapping *m, uint32_t access, int r) {
+        if (r == VMM_E_TAKEN)
+                return error_set(-EEXIST, "map an allocation: %s", v->text);
         if (r != 0)
                 return error_vmm(v, r, "map an allocation");
         m->mapped = true;
         m->access = m->want = (uint8_t)access;
         return 0;
+}
+
+int mapping_attach(struct vmm *v, struct mapping *m, int fd, uint32_t access) {
+        assert(!m->mapped && m->address != 0);
+
+        uint64_t address;
+        return attached(v, m, access, vmm_attach(v, fd, m->address, m->aligned, to_vmm((uint8_t)access), &address));
+}
+
+int mapping_attach_vacant(struct vmm *v, struct mapping *m, int fd, uint32_t access) {
+        assert(!m->mapped && m->address != 0);
+
+        return attached(v, m, access, vmm_attach_vacant(v, fd, m->address, m->aligned, to_vmm((uint8_t)access)));
 }
 
 int mapping_place(struct vmm *v, struct mapping *m, vmm_handle handle) {

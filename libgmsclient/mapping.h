@@ -29,6 +29,8 @@ struct mapping {
 
 /* Maps the memory behind `fd`, which stays the caller's, at the mapping's address. */
 int mapping_attach(struct vmm *v, struct mapping *m, int fd, uint32_t access);
+/* The same where addresses were vacated. -EEXIST: somebody else has them now. */
+int mapping_attach_vacant(struct vmm *v, struct mapping *m, int fd, uint32_t access);
 /* Maps a handle that was imported before, and stays the caller's, with no access yet. */
 int mapping_place(struct vmm *v, struct mapping *m, vmm_handle handle);
 

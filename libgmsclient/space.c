@@ -24,7 +24,7 @@ static int region_new(struct space *s, struct vmm *v, uint64_t address, uint64_t
 }
 
 static void region_free(struct region *region, struct vmm *v) {
-        if (v)
+        if (v && !region->vacant)
                 vmm_unreserve(v, region->address, region->size);
         list_unlink(&region->link);
         free(region);
@@ -85,6 +85,25 @@ int space_place(struct space *s, struct vmm *v, struct mapping *m, struct region
                 return error_set(-EPROTO, "the daemon sent allocations of more bytes than it announced");
         region_give(*rest, m);
         return 0;
+}
+
+void space_vacate(struct vmm *v, struct region *region) {
+        region->vacant = vmm_vacate(v, region->address, region->size);
+}
+
+void space_occupied(struct region *region) {
+        region->size = region->used; /* what is behind belongs to nobody */
+        region->vacant = false;
+}
+
+void space_abandon(struct vmm *v, struct region *region, struct mapping *m, size_t n) {
+        for (size_t i = 0; i < n; i++) {
+                if (m[i].region != region || !m[i].mapped)
+                        continue;
+                (void)vmm_unmap(v, m[i].address, m[i].aligned);
+                vmm_unreserve(v, m[i].address, m[i].aligned);
+                m[i].mapped = false;
+        }
 }
 
 void space_take(struct vmm *v, struct mapping *m, size_t n) {

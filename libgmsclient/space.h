@@ -18,6 +18,7 @@ struct region {
         uint64_t before;  /* `used`, set aside while the region is filled anew */
         size_t live;      /* mappings that have addresses in it */
         bool kept;        /* the user's */
+        bool vacant;      /* not reserved now: of its addresses only those of mapped mappings are ours */
 };
 
 struct space {
@@ -36,6 +37,14 @@ int space_reserve(struct space *s, struct vmm *v, uint64_t address, uint64_t siz
  * upper bound for the batch. Negative errno with a text; then the mapping has no address.
  */
 int space_place(struct space *s, struct vmm *v, struct mapping *m, struct region **rest, uint64_t rest_size);
+
+/*
+ * Between these two a region of the library's own is vacant, which makes mapping in it cheaper. Its mappings are all mapped
+ * in the end, and it is reserved like any other; or they are undone, n of them, and it has no addresses any more.
+ */
+void space_vacate(struct vmm *v, struct region *region);
+void space_occupied(struct region *region);
+void space_abandon(struct vmm *v, struct region *region, struct mapping *m, size_t n);
 
 /* Takes the addresses of unmapped mappings back. Space at the end of a user's region is used again. */
 void space_take(struct vmm *v, struct mapping *m, size_t n);

@@ -90,6 +90,19 @@ int vmm_attach(struct vmm *v, int fd, uint64_t address, uint64_t size, enum vmm_
         return r != 0 ? r : v->ops->attach(v, fd, address, size, access, ret_address);
 }
 
+bool vmm_vacate(struct vmm *v, uint64_t address, uint64_t size) {
+        if (v->ops->vacate)
+                v->ops->vacate(v, address, size);
+        return v->ops->vacate != NULL;
+}
+
+int vmm_attach_vacant(struct vmm *v, int fd, uint64_t address, uint64_t size, enum vmm_access access) {
+        int r = check_import(v, fd, address, size);
+        if (r != 0)
+                return r;
+        return v->ops->attach_vacant(v, fd, address, size, access);
+}
+
 int vmm_protect(struct vmm *v, uint64_t address, uint64_t size, enum vmm_access access) {
         int r = check_range(v, address, size);
         return r != 0 ? r : v->ops->protect(v, address, size, access);

@@ -261,6 +261,20 @@ static int host_attach(struct vmm *v, int fd, uint64_t address, uint64_t size, e
         return 0;
 }
 
+static int host_attach_vacant(struct vmm *v, int fd, uint64_t address, uint64_t size, enum vmm_access access) {
+        int r = check_memfd(v, fd, size);
+        if (r != 0)
+                return r;
+        void *p = mmap(to_ptr(address), size, to_prot(access), MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0);
+        if (p == to_ptr(address))
+                return 0;
+        if (p == MAP_FAILED && errno != EEXIST)
+                return map_failed(v, "mmap of an imported descriptor");
+        if (p != MAP_FAILED) /* a kernel before 4.17 takes the address for a hint */
+                (void)munmap(p, size);
+        return vmm_fail(v, VMM_E_TAKEN, "0x%llx is in use", (unsigned long long)address);
+}
+
 static int host_protect(struct vmm *v, uint64_t address, uint64_t size, enum vmm_access access) {
         return mprotect(to_ptr(address), size, to_prot(access)) < 0 ? map_failed(v, "mprotect") : 0;
 }
@@ -306,6 +320,8 @@ static const struct vmm_ops host_ops = {
         .release = host_release,
         .map = host_map,
         .attach = host_attach,
+        .vacate = host_unreserve,
+        .attach_vacant = host_attach_vacant,
         .protect = host_protect,
         .unmap = host_unmap,
         .copy_in = host_copy_in,
