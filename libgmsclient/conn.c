@@ -13,7 +13,7 @@
 #include "channel.h"
 #include "error.h"
 
-static uint64_t now_ms(void) {
+uint64_t conn_now_ms(void) {
         struct timespec t;
         (void)clock_gettime(CLOCK_MONOTONIC, &t);
         return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
@@ -21,7 +21,7 @@ static uint64_t now_ms(void) {
 
 static uint64_t deadline_after(uint64_t ms) {
         uint64_t deadline;
-        return ms == CONN_FOREVER || __builtin_add_overflow(now_ms(), ms, &deadline) ? CONN_FOREVER : deadline;
+        return ms == CONN_FOREVER || __builtin_add_overflow(conn_now_ms(), ms, &deadline) ? CONN_FOREVER : deadline;
 }
 
 void conn_init(struct conn *c, struct events *events) {
@@ -133,7 +133,7 @@ static int conn_wait(struct conn *c, short events, uint64_t deadline) {
         for (;;) {
                 int timeout = -1;
                 if (deadline != CONN_FOREVER) {
-                        uint64_t now = now_ms();
+                        uint64_t now = conn_now_ms();
                         timeout = now >= deadline ? 0 : (int)MIN(deadline - now, (uint64_t)INT32_MAX);
                 }
                 struct pollfd p = { .fd = c->fd, .events = events };
@@ -144,7 +144,7 @@ static int conn_wait(struct conn *c, short events, uint64_t deadline) {
                         return error_errno(-errno, "wait for the daemon");
                 if (n < 0 && c->interruptible)
                         return error_set(-EINTR, "interrupted by a signal while waiting for the daemon");
-                if (n == 0 && now_ms() >= deadline)
+                if (n == 0 && conn_now_ms() >= deadline)
                         return error_set(-ETIMEDOUT, "the daemon did not answer; disconnected. Is it stopped, or stuck?");
         }
 }

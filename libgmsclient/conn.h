@@ -31,6 +31,9 @@ struct conn {
         struct events *events; /* the handle's */
 };
 
+/* The clock of all deadlines: CLOCK_MONOTONIC. */
+uint64_t conn_now_ms(void);
+
 void conn_init(struct conn *c, struct events *events);
 /* Closes without a word to the daemon, so that a forked child does not end its parent's session. */
 void conn_done(struct conn *c);

@@ -3,6 +3,8 @@
 
 #include <stdio.h>
 
+#define CONNECT_TRIES 4u /* daemons that may die under one connect */
+
 const char *gms_version(void) {
         return GMS_VERSION;
 }
@@ -27,8 +29,14 @@ void handle_leave(struct gms **held) {
                 (void)pthread_mutex_unlock(&(*held)->mutex);
 }
 
+static int handle_look_again(struct gms *g);
+
 int handle_enter_session(struct gms *g, struct gms **ret_held) {
         int r = handle_enter(g, ret_held);
+        if (r == 0 && g->looks) {
+                (void)conn_drain(&g->conn);
+                (void)handle_look_again(g);
+        }
         if (r == 0 && !conn_is_open(&g->conn))
                 r = error_set(-ENOTCONN, "not connected; gms_connect() first");
         return r;
@@ -44,7 +52,16 @@ int handle_enter_holder(struct gms *g, struct gms **ret_held) {
 /* ---- requests */
 
 int handle_call(struct gms *g, Gms__Frame *request, Gms__Frame__BodyCase expected, Gms__Frame **ret_reply) {
-        return conn_call(&g->conn, request, expected, 0, ret_reply, NULL);
+        struct error_saved saved;
+        int r = conn_call(&g->conn, request, expected, 0, ret_reply, NULL);
+        /* Whether a store was cleared is not known then, and clearing it twice may take what came in between. */
+        if (r != -ECONNRESET || !g->looks || request->body_case == GMS__FRAME__BODY_CLEAR)
+                return r;
+        error_save(&saved);
+        if (handle_look_again(g) == 0)
+                return conn_call(&g->conn, request, expected, 0, ret_reply, NULL);
+        error_restore(&saved);
+        return r;
 }
 
 int handle_do(struct gms *g, Gms__Frame *request) {
@@ -252,6 +269,47 @@ static int check_options(struct gms *g, struct gms_connect_options *o) {
         return 0;
 }
 
+static int handle_connect_once(struct gms *g, const struct gms_connect_options *o) {
+        uint64_t patience;
+        if (__builtin_add_overflow(o->deadline_ms, CONN_PATIENCE_HELLO_MS, &patience))
+                patience = CONN_FOREVER;
+        int r = conn_open(&g->conn, g->socket, patience);
+        if (r == 0)
+                r = handle_hello(g, o);
+        if (r < 0) {
+                conn_close(&g->conn);
+                events_clear(&g->events);
+        }
+        return r;
+}
+
+/*
+ * A daemon that goes before it has answered the first words has given nothing: the next one is asked, if one listens. The
+ * time that has passed counts.
+ */
+static int handle_connect(struct gms *g, const struct gms_connect_options *options) {
+        struct gms_connect_options o = *options;
+        uint64_t began = conn_now_ms();
+        int r = handle_connect_once(g, &o);
+        for (unsigned tries = 1; r == -ECONNRESET && tries < CONNECT_TRIES; tries++) {
+                uint64_t passed = conn_now_ms() - began;
+                if (options->deadline_ms > 0 && options->deadline_ms != GMS_FOREVER)
+                        o.deadline_ms = options->deadline_ms > passed ? options->deadline_ms - passed : 1;
+                r = handle_connect_once(g, &o);
+        }
+        return r;
+}
+
+/* Connects again where the connection has gone. */
+static int handle_look_again(struct gms *g) {
+        if (conn_is_open(&g->conn))
+                return 0;
+        struct gms_connect_options o = { .mode = GMS_MODE_NONE, .label = g->label };
+        int r = handle_connect(g, &o);
+        g->looks = r == 0;
+        return r;
+}
+
 int gms_connect(struct gms *g, const struct gms_connect_options *options) {
         _cleanup_handle_ struct gms *held = NULL;
         int r = handle_enter(g, &held);
@@ -271,16 +329,9 @@ int gms_connect(struct gms *g, const struct gms_connect_options *options) {
 
         events_clear(&g->events);
         (void)snprintf(g->identity, sizeof(g->identity), "%s", o.identity ? o.identity : "");
-        uint64_t patience;
-        if (__builtin_add_overflow(o.deadline_ms, CONN_PATIENCE_HELLO_MS, &patience))
-                patience = CONN_FOREVER;
-        r = conn_open(&g->conn, g->socket, patience);
-        if (r == 0)
-                r = handle_hello(g, &o);
-        if (r < 0) {
-                conn_close(&g->conn);
-                events_clear(&g->events);
-        }
+        r = handle_connect(g, &o);
+        g->looks = r == 0 && o.mode == GMS_MODE_NONE;
+        (void)snprintf(g->label, sizeof(g->label), "%s", o.label);
         return r;
 }
 
@@ -291,6 +342,7 @@ int gms_disconnect(struct gms *g) {
                 return r;
         conn_close(&g->conn);
         events_clear(&g->events);
+        g->looks = false;
         g->known.current = false;
         return 0;
 }

@@ -36,6 +36,8 @@ struct gms {
         /* the session, while conn is open */
         struct conn conn;
         uint32_t mode; /* granted */
+        bool looks;    /* connected with mode NONE: has nothing to lose, and comes again when the daemon is another one */
+        char label[GMS_LABEL_SIZE];
         uint64_t session;
         char identity[GMS_IDENTITY_SIZE]; /* demanded */
         struct work work;
