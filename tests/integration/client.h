@@ -48,4 +48,4 @@ static inline void gms_closep(struct gms **g) {
         gms_close(*g);
         *g = NULL;
 }
-#define _cleanup_gms_ _cleanup_(gms_closep)
+#define _cleanup_gms_ _cleanup_(gms_closep) __attribute__((unused))

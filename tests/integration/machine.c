@@ -20,8 +20,8 @@ struct machine m;
 /* ---- names */
 
 static char *next_text(void) {
-        static char texts[16][256];
-        static unsigned next;
+        static _Thread_local char texts[16][256];
+        static _Thread_local unsigned next;
         return texts[next++ % ARRAY_SIZE(texts)];
 }
 

@@ -49,8 +49,9 @@ static void *empty_body(Gms__Frame *f, Gms__Frame__BodyCase body) {
 
 static void post_empty(struct raw *r, Gms__Frame__BodyCase body) {
         Gms__Frame f = GMS__FRAME__INIT;
-        _cleanup_free_ void *message = empty_body(&f, body);
+        void *message = empty_body(&f, body);
         raw_post(r, &f);
+        free(message);
 }
 
 /* A connection, with a session or without. */
@@ -153,12 +154,13 @@ TEST(hello, descriptors)
         for (size_t i = 0; i < 2 * ARRAY_SIZE(cases); i++) {
                 _cleanup_raw_ struct raw r = RAW;
                 Gms__Frame f = GMS__FRAME__INIT;
-                _cleanup_free_ void *message = empty_body(&f, GMS__FRAME__BODY_ABOUT);
+                void *message = empty_body(&f, GMS__FRAME__BODY_ABOUT);
                 _cleanup_free_ uint8_t *bytes = NULL;
                 size_t len;
                 connected(&r, i & 1);
                 f.serial = 9;
                 ck_assert_int_eq(wire_pack(&f, cases[i / 2].stated, &bytes, &len), 0);
+                free(message);
                 ck_assert_int_eq(raw_send(&r, bytes, len, fds, cases[i / 2].sent), 0);
                 refused(&r, raw_answer(&r, PATIENCE_MS), MALFORMED, "descriptors");
                 ended(&r);
