@@ -85,6 +85,7 @@ vpath %.proto proto daemon
 $(BUILD)/proto/%.pb-c.c: %.proto
 	$(call say,PROTOC,$<)$(PROTOC_C) --proto_path=$(<D) --c_out=$(BUILD)/proto $<
 $(BUILD)/proto/%.pb-c.h: $(BUILD)/proto/%.pb-c.c ;
+.PRECIOUS: $(BUILD)/proto/%.pb-c.c $(BUILD)/proto/%.pb-c.h
 
 $(BUILD)/obj/%.o: %.c $(BUILD)/.flags | $(GENERATED)
 	$(call say,CC,$<)mkdir -p $(@D) && $(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
