@@ -78,16 +78,23 @@ static int connect_error(int error, const char *path) {
         }
 }
 
-/* A Unix socket connects at once, or waits for room in the listener's queue: SO_SNDTIMEO bounds that wait. */
+static int bound_wait(int fd, int option, uint64_t ms) {
+        struct timeval tv = { .tv_sec = (time_t)(ms / 1000), .tv_usec = (suseconds_t)(ms % 1000 * 1000) };
+        return setsockopt(fd, SOL_SOCKET, option, &tv, sizeof(tv)) < 0 ? -errno : 0;
+}
+
+/*
+ * A Unix socket connects at once, or waits for room in the listener's queue: SO_SNDTIMEO bounds that wait. The socket stays
+ * blocking, since to wait in recvmsg() is one system call less in every round trip; each wait is short, and the deadline is
+ * looked at in between.
+ */
 static int connect_within(int fd, const struct sockaddr_un *address, uint64_t timeout_ms) {
-        if (timeout_ms != CONN_FOREVER) {
-                struct timeval tv = { .tv_sec = (time_t)(timeout_ms / 1000), .tv_usec = (timeout_ms % 1000) * 1000 };
-                if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) < 0)
-                        return -errno;
-        }
-        if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0)
-                return -errno;
-        return fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK) < 0 ? -errno : 0;
+        int r = timeout_ms != CONN_FOREVER ? bound_wait(fd, SO_SNDTIMEO, timeout_ms) : 0;
+        if (r == 0 && connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0)
+                r = -errno;
+        if (r == 0)
+                r = bound_wait(fd, SO_SNDTIMEO, CONN_TICK_MS);
+        return r == 0 ? bound_wait(fd, SO_RCVTIMEO, CONN_TICK_MS) : r;
 }
 
 int conn_check_path(const char *path) {
@@ -128,25 +135,13 @@ int conn_open(struct conn *c, const char *path, uint64_t timeout_ms) {
 
 /* ---- frames */
 
-/* Waits for the socket. -EINTR only where the call may be interrupted. */
-static int conn_wait(struct conn *c, short events, uint64_t deadline) {
-        for (;;) {
-                int timeout = -1;
-                if (deadline != CONN_FOREVER) {
-                        uint64_t now = conn_now_ms();
-                        timeout = now >= deadline ? 0 : (int)MIN(deadline - now, (uint64_t)INT32_MAX);
-                }
-                struct pollfd p = { .fd = c->fd, .events = events };
-                int n = poll(&p, 1, timeout);
-                if (n > 0)
-                        return 0;
-                if (n < 0 && errno != EINTR)
-                        return error_errno(-errno, "wait for the daemon");
-                if (n < 0 && c->interruptible)
-                        return error_set(-EINTR, "interrupted by a signal while waiting for the daemon");
-                if (n == 0 && conn_now_ms() >= deadline)
-                        return error_set(-ETIMEDOUT, "the daemon did not answer; disconnected. Is it stopped, or stuck?");
-        }
+/* After a call on the socket came back without a result: whether to go on. -EINTR only where the call may be interrupted. */
+static int conn_go_on(const struct conn *c, int r, uint64_t deadline) {
+        if (r == -EINTR && c->interruptible)
+                return error_set(-EINTR, "interrupted by a signal while waiting for the daemon");
+        if (deadline != CONN_FOREVER && conn_now_ms() >= deadline)
+                return error_set(-ETIMEDOUT, "the daemon did not answer; disconnected. Is it stopped, or stuck?");
+        return 0;
 }
 
 static int conn_gone(void) {
@@ -158,29 +153,32 @@ static int conn_send(struct conn *c, uint64_t deadline) {
                 int r = channel_send(c->fd, c->request, c->request_len, NULL);
                 if (r == 0 || r == CHANNEL_E_EOF)
                         return 0; /* what a peer said before it went is still to be read, then the end */
-                if (r == -EINTR)
-                        continue;
-                if (r < 0)
+                if (r < 0 && r != -EINTR)
                         return error_errno(r, "send to the daemon");
-                r = conn_wait(c, POLLOUT, deadline);
+                r = conn_go_on(c, r, deadline);
                 if (r < 0)
                         return r;
         }
 }
 
-/* One frame that has arrived. CHANNEL_E_AGAIN: none has. */
+static bool conn_readable(const struct conn *c) {
+        struct pollfd p = { .fd = c->fd, .events = POLLIN };
+        return poll(&p, 1, 0) > 0;
+}
+
+/* One frame: waited for while a request is outstanding, else one that has arrived. CHANNEL_E_AGAIN, -EINTR: none yet. */
 static int conn_recv(struct conn *c, Gms__Frame **ret_frame, struct fdset **ret_fds) {
         size_t len;
         _cleanup_(fdset_freep) struct fdset *fds = NULL;
-        int r;
-        do
-                r = channel_recv(c->fd, c->buf, &len, &fds);
-        while (r == -EINTR);
+        if (!c->request && !conn_readable(c))
+                return CHANNEL_E_AGAIN;
 
+        int r = channel_recv(c->fd, c->buf, &len, &fds);
         switch (r) {
         case 0:
                 break;
         case CHANNEL_E_AGAIN:
+        case -EINTR:
                 return r;
         case CHANNEL_E_EOF:
                 return conn_gone();
@@ -216,7 +214,7 @@ static int conn_event(struct conn *c, const Gms__Frame *frame, uint64_t deadline
         return 0;
 }
 
-/* The next frame that answers the outstanding request; CHANNEL_E_AGAIN when nothing more has arrived. */
+/* The next frame that answers the outstanding request; CHANNEL_E_AGAIN, -EINTR when nothing more has arrived. */
 static int conn_take(struct conn *c, uint64_t deadline, Gms__Frame **ret_frame, struct fdset **ret_fds) {
         for (;;) {
                 _cleanup_frame_ Gms__Frame *frame = NULL;
@@ -241,12 +239,10 @@ static int conn_take(struct conn *c, uint64_t deadline, Gms__Frame **ret_frame, 
 static int conn_exchange(struct conn *c, uint64_t deadline, Gms__Frame **ret_frame, struct fdset **ret_fds) {
         int r = conn_send(c, deadline);
         while (r == 0) {
-                r = conn_wait(c, POLLIN, deadline);
-                if (r == 0)
-                        r = conn_take(c, deadline, ret_frame, ret_fds);
-                if (r != CHANNEL_E_AGAIN)
-                        return r;
-                r = 0;
+                r = conn_take(c, deadline, ret_frame, ret_fds);
+                if (r != CHANNEL_E_AGAIN && r != -EINTR)
+                        break;
+                r = conn_go_on(c, r, deadline);
         }
         return r;
 }
@@ -293,7 +289,7 @@ int conn_drain(struct conn *c) {
         Gms__Frame *frame;
         struct fdset *fds;
         int r = conn_take(c, CONN_FOREVER, &frame, &fds);
-        if (r == CHANNEL_E_AGAIN)
+        if (r == CHANNEL_E_AGAIN || r == -EINTR)
                 return 0;
         assert(r < 0); /* nothing is outstanding, so nothing is an answer */
         conn_lose(c);

@@ -19,6 +19,7 @@
  */
 #define CONN_PATIENCE_MS 60000u
 #define CONN_PATIENCE_HELLO_MS 5000u
+#define CONN_TICK_MS 500u /* between looks at the deadline */
 #define CONN_FOREVER UINT64_MAX
 
 struct conn {
