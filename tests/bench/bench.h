@@ -22,7 +22,7 @@ struct bench {
         const char *device; /* what gmsd is to serve: host, cuda:0 ... */
         char build[4096];   /* absolute: gmsd and the fake driver are there */
         char dir[64];       /* sockets and logs of this run; gone after it */
-        struct row rows[48];
+        struct row rows[64];
         size_t n_rows;
 };
 
@@ -56,3 +56,4 @@ void attach_run(struct bench *b); /* attach.c: mapping what is published */
 void alloc_run(struct bench *b);  /* alloc.c: allocating a batch */
 void busy_run(struct bench *b);   /* busy.c: round trips beside a busy worker */
 void herd_run(struct bench *b);   /* herd.c: a thousand readers, and the daemon's memory */
+void durable_run(struct bench *b); /* durable.c: what it costs to outlive one's own death, and how long that takes */

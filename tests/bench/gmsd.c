@@ -22,9 +22,10 @@ static void show_log(const struct gmsd *g) {
 }
 
 __attribute__((__noreturn__)) static void exec_gmsd(const struct gmsd *g, const struct bench *b, const char *device,
-                                                    const char *more, char *const environment[]) {
-        char path[sizeof(b->build) + 16];
+                                                    const char *more, char *const environment[], bool kept) {
+        char path[sizeof(b->build) + 16], keeper[sizeof(b->build) + 16];
         (void)snprintf(path, sizeof(path), "%s/gmsd", b->build);
+        (void)snprintf(keeper, sizeof(keeper), "%s/gms-keeper", b->build);
         (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
         int log = open(g->log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
         if (log >= 0)
@@ -32,24 +33,26 @@ __attribute__((__noreturn__)) static void exec_gmsd(const struct gmsd *g, const 
         (void)unsetenv("NOTIFY_SOCKET");
         for (size_t i = 0; environment && environment[i]; i++)
                 (void)putenv(environment[i]);
-        char *argv[] = { path, (char *)"--socket", (char *)g->socket, (char *)"--device", (char *)device,
+        char *argv[] = { keeper, (char *)"--", path, (char *)"--socket", (char *)g->socket, (char *)"--device", (char *)device,
                          (char *)(more ? "--device" : NULL), (char *)more, NULL };
-        (void)execv(path, argv);
-        (void)dprintf(STDERR_FILENO, "%s: %s\n", path, strerror(errno));
+        char **command = kept ? argv : argv + 2;
+        (void)execv(command[0], command);
+        (void)dprintf(STDERR_FILENO, "%s: %s\n", command[0], strerror(errno));
         _exit(127);
 }
 
-void gmsd_start(struct gmsd *g, const struct bench *b, const char *device, const char *more, char *const environment[]) {
+static void start(struct gmsd *g, const struct bench *b, const char *device, const char *more, char *const environment[],
+                  bool kept) {
         *g = (struct gmsd){};
         (void)snprintf(g->dir, sizeof(g->dir), "%s", b->dir);
-        (void)snprintf(g->socket, sizeof(g->socket), "%s/gmsd.sock", b->dir);
+        (void)snprintf(g->socket, sizeof(g->socket), "%s/%s.sock", b->dir, kept ? "kept" : "gmsd");
         (void)snprintf(g->log, sizeof(g->log), "%s/gmsd.log", b->dir);
         (void)fflush(NULL);
         g->pid = fork();
         if (g->pid < 0)
                 bench_die("fork: %s", strerror(errno));
         if (g->pid == 0)
-                exec_gmsd(g, b, device, more, environment);
+                exec_gmsd(g, b, device, more, environment, kept);
 
         for (unsigned waited = 0; waited < PATIENCE_MS; waited += 5) {
                 (void)usleep(5000);
@@ -65,6 +68,14 @@ void gmsd_start(struct gmsd *g, const struct bench *b, const char *device, const
         }
         show_log(g);
         bench_die("gmsd does not serve %s", device);
+}
+
+void gmsd_start(struct gmsd *g, const struct bench *b, const char *device, const char *more, char *const environment[]) {
+        start(g, b, device, more, environment, false);
+}
+
+void gmsd_start_kept(struct gmsd *g, const struct bench *b, const char *device) {
+        start(g, b, device, NULL, NULL, true);
 }
 
 void gmsd_stop(struct gmsd *g) {

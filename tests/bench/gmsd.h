@@ -16,6 +16,8 @@ struct gmsd {
  * NULL; `more` is another device, or NULL. Its end is a failure of the run.
  */
 void gmsd_start(struct gmsd *g, const struct bench *b, const char *device, const char *more, char *const environment[]);
+/* The same under gms-keeper, on a socket beside that; the process is the keeper's. */
+void gmsd_start_kept(struct gmsd *g, const struct bench *b, const char *device);
 void gmsd_stop(struct gmsd *g);
 
 /* Resident memory in bytes: now, and the most it ever was. */

@@ -9,10 +9,13 @@ DEVICE ?= host
 BENCH_OBJS := $(call objs,$(sort $(wildcard tests/bench/*.c)))
 $(BENCH_OBJS): ALL_CPPFLAGS += -Itests/fakecuda
 
-$(BUILD)/tests/bench/bench: $(BENCH_OBJS) $(VMM_OBJS) $(PROTO_OBJS) $(BUILD)/libgmsclient.so
+# The fold is measured in this process.
+BENCH_FOLD := $(call objs,$(addprefix daemon/,fold.c image.c store.c layout.c lock.c)) $(BUILD)/obj/journal.pb-c.o
+
+$(BUILD)/tests/bench/bench: $(BENCH_OBJS) $(BENCH_FOLD) $(VMM_OBJS) $(PROTO_OBJS) $(BUILD)/libgmsclient.so
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ \
-		$(filter %.o,$^) -L$(BUILD) -lgmsclient $(LIBS_PROTO) -ldl
+		$(filter %.o,$^) -L$(BUILD) -lgmsclient $(LIBS_PROTO) $(call pkg,--libs,libxxhash) -ldl
 
 .PHONY: bench
-bench: $(BUILD)/gmsd $(BUILD)/tests/bench/bench $(FAKECUDA_LIBS)
+bench: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/bench/bench $(FAKECUDA_LIBS)
 	$(Q)$(BUILD)/tests/bench/bench --device $(DEVICE) --build $(BUILD) $(if $(PART),--part $(PART))
