@@ -110,8 +110,7 @@ static bool differences(const struct account *a, char *text, size_t room) {
         if (!same_workers(a))
                 note(text, room, "workers: %u (the first %d), one with %u descriptors, were %u (%d) with %u; ", a->workers,
                      a->worker[0], a->worker_fds, base.workers, base.worker[0], base.worker_fds);
-        uint64_t slack = m.fake ? 0 : REAL_SLACK;
-        if (a->device_free + slack < base.device_free || a->device_free > base.device_free + slack)
+        if (a->device_free + (m.fake ? 0 : REAL_SLACK) < base.device_free)
                 note(text, room, "free memory of the GPU: %lu, was %lu; ", a->device_free, base.device_free);
         return *text != '\0';
 }

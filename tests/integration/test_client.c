@@ -939,6 +939,50 @@ TEST(client, metadata)
         gms_metadata_free(&list);
 }
 
+/* ---- looking */
+
+TEST(client, queries)
+{
+        _cleanup_gms_ struct gms *w = client_publish("w", 2, m.granularity, 1), *g = client_open(NULL);
+        struct gms_daemon d = GMS_INIT(struct gms_daemon);
+        struct gms_device *devices;
+        struct gms_store *stores;
+        struct gms_session *sessions;
+        struct gms_allocation *layout;
+        size_t n;
+        fails(-ENOTCONN, "connect", gms_query_daemon(g, &d));
+        ok(client_connect(g, GMS_MODE_NONE, 0, NULL));
+        ok(gms_query_daemon(g, &d));
+        ck_assert_uint_eq(d.pid, (uint64_t)m.gmsd);
+        ck_assert_uint_eq(d.sessions, 4); /* with the bystander's and the test's own */
+        ck_assert_uint_eq(d.allocations, 4);
+        ck_assert_uint_eq(d.bytes, 4 * m.granularity);
+        ok(gms_query_devices(g, &devices, &n));
+        ck_assert_uint_eq(n, 1);
+        ck_assert_str_eq(devices[0].name, m.device);
+        ck_assert_str_eq(devices[0].state, "ready");
+        ck_assert_uint_eq(devices[0].owned, 4 * m.granularity);
+        ck_assert_uint_ge(devices[0].total - devices[0].owned, devices[0].free);
+        gms_array_free(devices);
+        ok(gms_query_stores(g, NULL, &stores, &n));
+        ck_assert_uint_eq(n, 2);
+        ck_assert_str_eq(stores[1].name, store("w"));
+        ck_assert_str_eq(stores[1].state, "RO");
+        ck_assert_uint_eq(stores[1].generation, 1);
+        gms_array_free(stores);
+        fails(-ENOENT, "no store", gms_query_stores(g, store("nothing"), &stores, &n));
+        ok(gms_query_sessions(g, &sessions, &n));
+        ck_assert_uint_eq(n, 4);
+        ck_assert_str_eq(sessions[2].label, "client");
+        ck_assert_uint_eq(sessions[2].bytes, 2 * m.granularity);
+        gms_array_free(sessions);
+        ok(gms_query_layout(g, store("w"), &layout, &n));
+        ck_assert_uint_eq(n, 2);
+        ck_assert_str_eq(layout[1].tag, "part");
+        gms_array_free(layout);
+        ck_assert_uint_eq(client_state(w).waiters, 0);
+}
+
 /* ---- memory */
 
 TEST(client, no_memory, .needs = NEEDS_SMALL, .memory = "64M")
