@@ -90,6 +90,16 @@ static int find_journal(struct durable *d, enum damage *ret_damage, uint64_t *re
         }
 }
 
+static void find_highest(struct durable *d) {
+        uint64_t number;
+        for (size_t i = 0; i < d->kept.n; i++) {
+                if (numbered(d->kept.items[i].name, 's', &number))
+                        d->kept_session = MAX(d->kept_session, number);
+                else if (numbered(d->kept.items[i].name, 'a', &number))
+                        d->kept_allocation = MAX(d->kept_allocation, number);
+        }
+}
+
 int durable_init(struct durable *d) {
         enum damage damage = DAMAGE_NONE;
         uint64_t last_alive = 0;
@@ -104,8 +114,18 @@ int durable_init(struct durable *d) {
                 log_error("the journal was written by a newer gmsd than " GMS_VERSION "; nothing was touched: run that version");
         else if (r < 0)
                 log_error("cannot read what the last daemon left: %s", strerror(-r));
-        if (r < 0 || !d->restored)
+        if (r < 0)
                 return r;
+        find_highest(d);
+        if (!d->restored) {
+                folded_done(&d->folded);
+                d->damaged = d->kept_session > 0 || d->kept_allocation > 0;
+                d->uncertain = d->kept_allocation;
+                if (d->damaged)
+                        log_error("descriptors were kept and no journal that can be read: starting without any store, ending all "
+                                  "sessions, keeping the descriptors");
+                return 0;
+        }
 
         uint64_t now = now_ms();
         d->restarts = d->folded.restarts + 1;
@@ -117,6 +137,7 @@ int durable_init(struct durable *d) {
                           "descriptors");
                 d->damaged = true;
         }
+        d->uncertain = d->damaged ? d->kept_allocation : d->folded.uncertain;
         return 0;
 }
 
@@ -124,6 +145,7 @@ void durable_done(struct durable *d) {
         folded_done(&d->folded);
         kept_done(&d->kept);
         d->journal = journal_free(d->journal);
+        d->next = journal_free(d->next);
         d->manager = fdstore_free(d->manager);
 }
 
@@ -270,7 +292,7 @@ static void free_orphans(struct durable *d, struct server *s) {
                                 (void)shutdown(k->fd, SHUT_RDWR);
                         durable_drop_session(d, number);
                 } else if (k->fd >= 0 && numbered(k->name, 'a', &number)) {
-                        if (d->damaged || s->n_devices == 0) {
+                        if (number <= d->uncertain || s->n_devices == 0) {
                                 d->unaccounted++;
                                 continue;
                         }
@@ -304,6 +326,7 @@ static int append_begin(struct journal *j, const struct durable *d, const struct
         body.last_session = s->last_session;
         body.last_allocation = s->last_allocation;
         body.started_ms = s->started;
+        body.uncertain = d->uncertain;
         Gmsj__Record record = GMSJ__RECORD__INIT;
         record.fact_case = GMSJ__RECORD__FACT_BEGIN;
         record.begin = &body;
@@ -353,10 +376,11 @@ static int append_client(struct journal *j, const struct session *session) {
         return append(j, &record);
 }
 
-static int append_snapshot(struct journal *j, const struct durable *d, const struct server *s) {
+static int append_snapshot(struct journal *j, const struct durable *d, struct server *s) {
         int r = append_begin(j, d, s);
         for (size_t i = 0; r == 0 && i < s->n_devices; i++) {
                 const struct device_info *info = allocator_info(s->devices[i].allocator);
+                s->devices[i].recorded = *info->uuid;
                 if (*info->uuid)
                         r = append_device(j, info);
         }
@@ -375,61 +399,94 @@ static int append_snapshot(struct journal *j, const struct durable *d, const str
         return append(j, &record);
 }
 
-/* A journal of its own, that begins with all there is. The one before goes when this one is kept. */
-static int begin_journal(struct durable *d, struct server *s) {
-        struct journal *j;
+static void journal_name(char *name, size_t size, uint64_t number) {
+        (void)snprintf(name, size, "j%" PRIu64, number);
+}
+
+/* An empty journal, which counts for nothing, goes to the manager. */
+static int begin_next(struct durable *d) {
         char name[32];
+        struct journal *j;
         int r = journal_new(&j);
         if (r < 0)
                 return r;
-        journal_alive(j, now_ms());
-        crash_point("snapshot-begin");
-        r = append_snapshot(j, d, s);
-        if (r == 0) {
-                crash_point("snapshot-written");
-                (void)snprintf(name, sizeof(name), "j%" PRIu64, d->number + 1);
-                r = fdstore_put(d->manager, name, j->fd);
-        }
+        journal_name(name, sizeof(name), d->number + 1);
+        crash_point("journal-keep-before");
+        r = fdstore_put(d->manager, name, j->fd);
+        crash_point("journal-keep-after");
         if (r < 0) {
                 journal_free(j);
                 return r;
         }
-        crash_point("snapshot-kept");
+        d->number++;
+        d->next = j;
+        d->next_ticket = fdstore_ticket(d->manager);
+        return 0;
+}
+
+static void drop_journal(struct durable *d, uint64_t number) {
+        char name[32];
+        journal_name(name, sizeof(name), number);
+        fdstore_remove(d->manager, name);
+}
+
+/* The next journal is kept: it begins with all there is, and takes the place of the one before. */
+static int use_next(struct durable *d, struct server *s) {
+        struct journal *j = steal_ptr(&d->next);
+        journal_alive(j, now_ms());
+        crash_point("snapshot-before");
+        int r = append_snapshot(j, d, s);
+        crash_point("snapshot-after");
+        if (r < 0) {
+                journal_free(j);
+                drop_journal(d, d->number);
+                return r;
+        }
         uint64_t number;
         for (size_t i = 0; i < d->kept.n; i++)
                 if (numbered(d->kept.items[i].name, 'j', &number))
-                        fdstore_remove(d->manager, d->kept.items[i].name);
-        if (d->journal) {
-                (void)snprintf(name, sizeof(name), "j%" PRIu64, d->number);
-                fdstore_remove(d->manager, name);
-        }
-        crash_point("snapshot-old-dropped");
+                        drop_journal(d, number);
+        if (d->journal)
+                drop_journal(d, d->journal_number);
+        crash_point("journal-dropped");
         journal_free(d->journal);
         d->journal = j;
-        d->number++;
+        d->journal_number = d->number;
         d->live = j->end;
         return 0;
+}
+
+/* At the start, when nobody is served yet, the manager is waited for. */
+static int begin_journal(struct durable *d, struct server *s) {
+        int r = begin_next(d);
+        while (r == 0 && !fdstore_sent(d->manager, d->next_ticket)) {
+                struct pollfd writable = { .fd = fdstore_fd(d->manager), .events = POLLOUT };
+                if (poll(&writable, 1, -1) < 0 && errno != EINTR)
+                        return -errno;
+                fdstore_flush(d->manager);
+        }
+        return r < 0 ? r : use_next(d, s);
 }
 
 int durable_restore(struct durable *d, struct server *s) {
         int r = 0;
         if (!fdstore_durable(d->manager))
                 return 0;
+        qsort(d->kept.items, d->kept.n, sizeof(*d->kept.items), compare_kept);
         if (d->restored) {
-                s->last_session = d->folded.last_session;
-                s->last_allocation = d->folded.last_allocation;
                 s->started = d->folded.started;
-                qsort(d->kept.items, d->kept.n, sizeof(*d->kept.items), compare_kept);
                 s->restoring = true;
                 r = restore_stores(d, s);
                 if (r == 0)
                         restore_sessions(d, s);
                 s->restoring = false;
         }
+        s->last_session = MAX(s->last_session, MAX(d->folded.last_session, d->kept_session));
+        s->last_allocation = MAX(s->last_allocation, MAX(d->folded.last_allocation, d->kept_allocation));
         /* Nothing is let go of before a journal says so that is kept itself. */
         if (r == 0)
                 r = begin_journal(d, s);
-        if (r == 0 && d->restored) {
+        if (r == 0) {
                 free_orphans(d, s);
                 server_retire_pending(s);
         }
@@ -438,6 +495,23 @@ int durable_restore(struct durable *d, struct server *s) {
         kept_done(&d->kept);
         folded_done(&d->folded);
         return r;
+}
+
+/* A journal with a hole is worse than none, and what is kept without one is of no use to anybody. */
+static void give_up(struct durable *d, struct server *s, int error) {
+        log_error("cannot write the journal: %s; the memory dies with this process", strerror(-error));
+        drop_journal(d, d->journal_number);
+        if (d->next)
+                drop_journal(d, d->number);
+        d->journal = journal_free(d->journal);
+        d->next = journal_free(d->next);
+        list_for(session, &s->sessions, struct session, link)
+                if (session->kept_by_manager)
+                        durable_drop_session(d, session->id);
+        for (size_t i = 0; i < s->n_stores; i++)
+                list_for(l, &s->stores[i]->layouts, struct layout, link)
+                        for (size_t k = 0; k < l->n_allocations; k++)
+                                durable_drop_allocation(d, l->allocations[k].id);
 }
 
 int durable_pack(struct durable *d, const struct store *store, const struct change *change, uint8_t **ret_record,
@@ -453,29 +527,40 @@ int durable_pack(struct durable *d, const struct store *store, const struct chan
                                 session && session->changes ? session->serial : 0, &client, ret_record, ret_len);
 }
 
-void durable_write(struct durable *d, struct server *s, const uint8_t *record, size_t len) {
+void durable_write(struct durable *d, struct server *s, const struct store *store, const uint8_t *record, size_t len) {
+        struct device *device = store->device;
+        int r = 0;
         if (!record)
                 return;
         crash_point("record-before");
-        int r = journal_append(d->journal, record, len);
+        if (!device->recorded) {
+                r = append_device(d->journal, allocator_info(device->allocator)); /* it answered after the snapshot */
+                device->recorded = true;
+        }
+        if (r == 0)
+                r = journal_append(d->journal, record, len);
         crash_point("record-after");
         journal_alive(d->journal, now_ms());
         if (r == 0 && d->journal->end > JOURNAL_SMALL && d->journal->end > d->live * JOURNAL_MOSTLY_DEAD)
                 s->compact = true;
-        if (r < 0) {
-                /* A journal with a hole is worse than none. */
-                log_error("cannot write the journal: %s; the memory dies with this process", strerror(-r));
-                char name[32];
-                (void)snprintf(name, sizeof(name), "j%" PRIu64, d->number);
-                fdstore_remove(d->manager, name);
-                d->journal = journal_free(d->journal);
-        }
+        if (r < 0)
+                give_up(d, s, r);
 }
 
 void durable_compact(struct durable *d, struct server *s) {
-        if (!d->journal)
+        if (!d->journal || d->next)
                 return;
-        int r = begin_journal(d, s);
+        int r = begin_next(d);
+        if (r < 0)
+                log_warning("cannot begin a new journal: %s; going on with the old one", strerror(-r));
+        else
+                durable_sent(d, s);
+}
+
+void durable_sent(struct durable *d, struct server *s) {
+        if (!d->next || !d->journal || !fdstore_sent(d->manager, d->next_ticket))
+                return;
+        int r = use_next(d, s);
         if (r < 0)
                 log_warning("cannot begin a new journal: %s; going on with the old one", strerror(-r));
 }

@@ -22,13 +22,17 @@ struct change;
 struct durable {
         struct fdstore *manager;
         struct journal *journal;   /* NULL: nothing is recorded */
-        uint64_t number;           /* of the journal */
+        uint64_t journal_number, number; /* of the journal; the highest that was given */
         uint64_t live;             /* bytes of its snapshot: when it has grown to a multiple, a new one is begun */
         uint64_t restarts, away;   /* survived; ms in all without a daemon */
         uint64_t orphans;          /* kept descriptors that nothing named: freed */
         uint64_t unaccounted;      /* kept descriptors behind a damage in the journal: left alone */
+        uint64_t uncertain;        /* up to this allocation one may be such; 0: none */
+        uint64_t kept_session, kept_allocation; /* the highest numbers that are kept: they are not given again */
         bool restored;             /* there was a journal */
-        bool damaged;              /* in its middle */
+        bool damaged;              /* in its middle, or there is none */
+        struct journal *next;      /* is to follow `journal`, once it is kept itself */
+        uint64_t next_ticket;
         struct kept_list kept;
         struct folded folded;      /* what was, until it is served again */
 };
@@ -44,8 +48,13 @@ void durable_done(struct durable *d);
 int durable_restore_devices(struct durable *d, struct server *s);
 /* Gives it the stores and sessions, and begins a journal of its own. 0, or negative errno after a line in the log. */
 int durable_restore(struct durable *d, struct server *s);
-/* Begins a journal anew when the present one is mostly dead. */
+/*
+ * Begins a journal anew when the present one is mostly dead: has the manager keep an empty one, and goes on in that once
+ * it is kept: durable_sent().
+ */
 void durable_compact(struct durable *d, struct server *s);
+/* After messages went to the manager. */
+void durable_sent(struct durable *d, struct server *s);
 
 static inline bool durable_records(const struct durable *d) {
         return d->journal != NULL;
@@ -55,7 +64,7 @@ static inline bool durable_records(const struct durable *d) {
 int durable_pack(struct durable *d, const struct store *store, const struct change *change, uint8_t **ret_record,
                  size_t *ret_len);
 /* Writes what was packed, after it was applied. */
-void durable_write(struct durable *d, struct server *s, const uint8_t *record, size_t len);
+void durable_write(struct durable *d, struct server *s, const struct store *store, const uint8_t *record, size_t len);
 
 /* Has the manager keep a session's socket, an allocation. The ticket tells when that is so: fdstore_sent(). */
 int durable_keep_session(struct durable *d, const struct session *s);

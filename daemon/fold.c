@@ -325,6 +325,7 @@ static int fold_begin(struct folded *f, const Gmsj__Begin *b) {
         f->started = b->started_ms;
         f->last_session = b->last_session;
         f->last_allocation = b->last_allocation;
+        f->uncertain = b->uncertain;
         return 0;
 }
 

@@ -36,7 +36,7 @@ struct folded_device {
 struct folded {
         bool complete;          /* the snapshot is whole */
         uint64_t restarts, away, started;
-        uint64_t last_session, last_allocation;
+        uint64_t last_session, last_allocation, uncertain;
         struct folded_device *devices;
         size_t n_devices;
         struct store **stores;  /* ascending by name */

@@ -251,7 +251,7 @@ int server_change(struct server *s, struct store *store, struct change *change) 
                 r = store_apply(store, change, &fx);
         if (r != 0)
                 return r;
-        durable_write(&s->durable, s, record, len);
+        durable_write(&s->durable, s, store, record, len);
         if (strcmp(before, store_state(store)) != 0)
                 log_info("%s: %s → %s", store->name, before, store_state(store));
 
@@ -275,6 +275,8 @@ int server_change(struct server *s, struct store *store, struct change *change) 
 void server_flush_manager(struct server *s) {
         struct fdstore *manager = s->durable.manager;
         fdstore_flush(manager);
+        if (s->durable.next)
+                event_active(s->reap, 0, 0);
         for (;;) {
                 struct session *session = list_first(&s->parked, struct session, parked);
                 if (!session || !fdstore_sent(manager, session->ticket))
@@ -622,8 +624,10 @@ static void on_reap(evutil_socket_t fd, short what, void *arg) {
         list_for_safe(session, &s->dead, struct session, link)
                 session_free(session);
         forget_idle_stores(s);
+        /* Here, where no change is under way. */
         if (steal_flag(&s->compact))
                 durable_compact(&s->durable, s);
+        durable_sent(&s->durable, s);
         /* The descriptors that accepting waits for. */
         if (freed && evtimer_pending(s->resume_accept, NULL))
                 event_active(s->resume_accept, 0, 0);
@@ -750,8 +754,11 @@ static int take_listening(struct server *s) {
                 struct stat st;
                 if (fd < 0 || sd_is_socket_unix(fd, SOCK_SEQPACKET, 1, NULL, 0) <= 0)
                         continue;
-                if (passed[i].own && (lstat(s->config->socket, &st) < 0 || !S_ISSOCK(st.st_mode)))
+                if (passed[i].own && (sd_is_socket_unix(fd, SOCK_SEQPACKET, 1, s->config->socket, 0) <= 0 ||
+                                      lstat(s->config->socket, &st) < 0 || !S_ISSOCK(st.st_mode))) {
+                        fdstore_remove(s->durable.manager, passed[i].name); /* nobody can find it */
                         continue;
+                }
                 if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
                         return -errno;
                 s->listen_fd = steal_fd(&fd);
@@ -882,6 +889,12 @@ static int add_events(struct server *s) {
         return s->reap && s->resume_accept && s->silence && s->alive ? 0 : -ENOMEM;
 }
 
+/* A daemon that could not take up what the one before left must not end it: the next may do better. */
+static void leave_as_it_is(const struct server *s) {
+        if (s->durable.restored && !s->serving)
+                _exit(1);
+}
+
 int server_new(struct server **ret_server, struct config *config) {
         struct server *s = calloc(1, sizeof(*s));
         struct rlimit limit;
@@ -914,6 +927,7 @@ int server_new(struct server **ret_server, struct config *config) {
         if (r == 0)
                 r = add_devices(s);
         if (r < 0) {
+                leave_as_it_is(s);
                 server_free(s);
                 return r;
         }
@@ -976,6 +990,7 @@ struct server *server_free(struct server *s) {
 int server_run(struct server *s) {
         if (event_base_dispatch(s->base) < 0)
                 s->status = 1;
+        leave_as_it_is(s);
         if (s->status == 0 && durable_records(&s->durable)) {
                 /* Stopped or restarted, the manager decides: nothing that it keeps is let go of, and nobody is told. */
                 remove_socket(s);

@@ -22,6 +22,7 @@ struct device {
         int io_fd;          /* what `io` watches, and for what: a new worker has a new socket */
         short io_events;
         struct event *timer;
+        bool recorded;      /* the journal knows it */
 };
 
 struct server {

@@ -251,7 +251,7 @@ struct client session_client(const struct session *s) {
                 .hello = s->hello_serial,
                 .store = s->store,
                 .claim = s->claim,
-                .answered = s->kept_serial,
+                .answered = s->kept_refusal ? 0 : s->kept_serial, /* what changed nothing may be asked again */
                 .first_id = s->kept_first_id,
                 .first_slot = s->kept_first_slot,
         };
@@ -299,6 +299,7 @@ static void session_keep(struct session *s, const uint8_t *bytes, size_t len, co
         s->kept = copy;
         s->kept_len = len;
         s->kept_fds = n_fds;
+        s->kept_refusal = frame->status != GMS__STATUS__OK;
         bool allocated = frame->body_case == GMS__FRAME__BODY_ALLOCATED;
         s->kept_first_id = allocated ? frame->allocated->first_id : 0;
         s->kept_first_slot = allocated ? frame->allocated->first_slot : 0;
@@ -431,6 +432,8 @@ static void send_owed(struct session *s) {
 /* Also to those that wait: they may have to send their Hello again. */
 void session_resumed(struct session *s) {
         session_send_event(s, GMS__EVENT__KIND__RESUMED);
+        if (s->state == SESSION_WAITING && s->claim->lock.held)
+                dispatch_granted(s); /* by the end of one that was not kept */
 }
 
 void session_news(struct session *s, unsigned news) {

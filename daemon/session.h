@@ -44,6 +44,7 @@ struct session {
         bool busy;              /* it is not answered yet */
         bool changes;           /* its answer is kept, to be repeated */
         uint64_t kept_serial;
+        bool kept_refusal;
         uint8_t *kept;
         size_t kept_len;
         uint64_t kept_first_id; /* allocations whose descriptors go with the kept answer */

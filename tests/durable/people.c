@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "people.h"
 
+#include <limits.h>
 #include <signal.h>
 #include <string.h>
 
@@ -13,6 +14,7 @@ static unsigned own_fds, gmsd_fds, keeper_fds;
 
 static void seal(int line, void *arg) {
         (void)arg;
+        (void)hear(line);
         struct gms *g = client_build("s", 1, m.granularity, 6);
         ok(gms_seal(g));
         ok(gms_disconnect(g));
@@ -49,19 +51,25 @@ static void build_second_generation(struct gms *g, unsigned n, uint32_t seed) {
 }
 
 void people_come(void) {
+        memset(&p, 0, sizeof(p));
         world_start(&(struct world_options){});
+        child_start(&p.sealer, seal, NULL); /* before this process is a client of the GPU */
         gms_close(client_open("warm-up"));
         /* From here on the daemon watches this process, which has asked for a lock. */
         struct raw r = RAW;
         refused(&r, raw_hello(&r, "warm-up", GMS__MODE__RO, 0, NULL), WOULD_WAIT, "nothing is published");
         raw_close(&r);
-        wait_for(look("warm-up").state[0] == '\0' && world_about()->sessions == 1);
-        own_fds = count_fds(getpid());
-        gmsd_fds = count_fds(m.gmsd);
-        keeper_fds = count_fds(w.keeper);
+        wait_for(look("warm-up").state[0] == '\0' && world_about()->sessions == 1 && look_device(0).owned == 0);
+        wait_for(world_journal()); /* the keeper has read so far */
+        own_fds = count_fds(getpid()) - 1; /* the line to the sealer */
+        gmsd_fds = keeper_fds = UINT_MAX; /* what is on its way out may still be there */
+        unsigned step = 0;
+        for (uint64_t end = now_ms() + 5; until_(end, &step);) {
+                gmsd_fds = MIN(gmsd_fds, count_fds(m.gmsd));
+                keeper_fds = MIN(keeper_fds, count_fds(w.keeper));
+        }
 
-        memset(&p, 0, sizeof(p));
-        child_start(&p.sealer, seal, NULL);
+        say(p.sealer.fd, 'g');
         child_wait(&p.sealer, 's');
         wait_for(strcmp(state_of("s"), "SEALED") == 0);
         p.first = client_publish("w", 3, 2 * m.granularity - 5, 1);
