@@ -210,13 +210,20 @@ static void hello_ask(struct session *s) {
                 session_wait(s, s->wait);
 }
 
+/* Whoever seals, or adopts what is sealed, will have a successor that must know when it has exited. */
+#define NOT_WATCHED "gmsd cannot see this process (another PID namespace, on a kernel before 6.9?) and could not tell its successor " \
+                    "when it has exited; run gmsd where it sees its clients"
+
 /* Hello, second half: the manager has the session's socket, so that the lock it may get outlives the daemon. */
 void dispatch_hello_kept(struct session *s) {
         if (!hello_store(s))
                 return;
         if (!server_watch_process(s->server, s->channel.fd, s->peer.key, s->peer.pid))
                 s->peer.key = 0; /* it has exited, and left its socket to somebody: nobody would lift its fence */
-        hello_ask(s);
+        if (s->asked == GMS__MODE__ADOPT && s->peer.key == 0)
+                session_refuse_and_close(s, GMS__STATUS__NOT_PERMITTED, "adopt: " NOT_WATCHED);
+        else
+                hello_ask(s);
 }
 
 static void on_hello(struct session *s, const Gms__Frame *f) {
@@ -237,7 +244,7 @@ static void on_hello(struct session *s, const Gms__Frame *f) {
                 session_refuse_and_close(s, GMS__STATUS__INVALID, "hello: %s", fault);
                 return;
         }
-        if (server_descriptors_left(s->server) < 2) {
+        if (server_descriptors_left(s->server, h->mode != GMS__MODE__NONE) < 2) {
                 session_refuse_and_close(s, GMS__STATUS__LIMIT,
                                          "the daemon has %" PRIu64 " descriptors and all are in use; raise its LimitNOFILE",
                                          s->server->descriptor_limit);
@@ -366,11 +373,11 @@ static struct job *make_job(struct session *s, const Gms__Allocate *request) {
                                n, WIRE_BATCH_MAX);
                 return job_free(job);
         }
-        if (n > server_descriptors_left(s->server)) {
+        if (n > server_descriptors_left(s->server, true)) {
                 session_refuse(s, GMS__STATUS__LIMIT,
                                "allocate: needs %" PRIu64 " descriptors, and the daemon has %" PRIu64 " of %" PRIu64
                                " left; make fewer and larger allocations, or raise its LimitNOFILE",
-                               n, server_descriptors_left(s->server), s->server->descriptor_limit);
+                               n, server_descriptors_left(s->server, true), s->server->descriptor_limit);
                 return job_free(job);
         }
         if (job_prepare(job) < 0)
@@ -737,6 +744,10 @@ static void on_meta_delete(struct session *s, const Gms__Frame *f) {
 
 static void on_seal(struct session *s, const Gms__Frame *f) {
         (void)f;
+        if (s->peer.key == 0) {
+                session_refuse(s, GMS__STATUS__NOT_PERMITTED, "seal: " NOT_WATCHED);
+                return;
+        }
         struct change c = { .type = CHANGE_SEAL, .claim = s->claim };
         change_and_answer(s, &c, "seal");
 }
@@ -989,6 +1000,10 @@ static void on_clear(struct session *s, const Gms__Frame *f) {
         if (r == STORE_E_HELD) {
                 session_refuse(s, GMS__STATUS__CONFLICT, "clear: refused, %s; wait for them to leave, or use force",
                                describe_store(store));
+                return;
+        }
+        if (r != 0) {
+                refuse_change(s, r, "clear", 0);
                 return;
         }
         log_notice("%s: cleared%s by %s, uid %u", store->name, clear->force ? " by force" : "", session_name(s), s->peer.uid);

@@ -29,6 +29,7 @@
 #define DEVICES_MAX 128u         /* vmm_probe() finds 64 GPUs of one host */
 #define ALIVE_MS 1000u           /* between signs of life */
 #define DESCRIPTORS_SPARE 64u    /* kept back for sockets, pidfds and workers */
+#define KEPT_SPARE 4u            /* of the manager's: the listening socket, two journals */
 
 struct process {
         struct list link;
@@ -591,12 +592,14 @@ static void server_begin_serving(struct server *s) {
 
 /* ---- sessions */
 
-uint64_t server_descriptors_left(const struct server *s) {
-        uint64_t limit = MIN(s->descriptor_limit, fdstore_max(s->durable.manager));
-        uint64_t used = DESCRIPTORS_SPARE + s->n_sessions + s->n_strangers + s->n_processes;
+uint64_t server_descriptors_left(const struct server *s, bool kept_too) {
+        uint64_t memory = 0, own = DESCRIPTORS_SPARE + s->n_sessions + s->n_strangers + s->n_processes;
         for (size_t i = 0; i < s->n_devices; i++)
-                used += allocator_descriptors(s->devices[i].allocator);
-        return limit > used ? limit - used : 0;
+                memory += allocator_descriptors(s->devices[i].allocator);
+        uint64_t kept = KEPT_SPARE + s->n_sessions + s->durable.unaccounted + memory;
+        uint64_t left = s->descriptor_limit > own + memory ? s->descriptor_limit - own - memory : 0;
+        uint64_t room = fdstore_max(s->durable.manager);
+        return kept_too ? MIN(left, room > kept ? room - kept : 0) : left;
 }
 
 void server_session_known(struct server *s, struct session *session) {

@@ -114,8 +114,8 @@ int server_adopt_store(struct server *s, struct store *store, struct device *dev
 /* Sends what waits for the manager; then what waits for that. */
 void server_flush_manager(struct server *s);
 
-/* Descriptors this process can still take, by its own account. */
-uint64_t server_descriptors_left(const struct server *s);
+/* Descriptors this process can still take, by its own account; and have the manager keep. */
+uint64_t server_descriptors_left(const struct server *s, bool kept_too);
 
 /* A session's process, watched until it exits. False when it has exited, or is not to be seen from here. `socket` may be -1. */
 bool server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid);

@@ -25,9 +25,9 @@ $(BUILD)/tests/crash_points.h: $(CRASH_SRCS)
 $(BUILD)/obj/tests/durable/test_crash.o: ALL_CPPFLAGS += -I$(BUILD)/tests
 $(BUILD)/obj/tests/durable/test_crash.o: $(BUILD)/tests/crash_points.h
 
-$(DURABLE): $(DURABLE_OBJS) $(VMM_OBJS) $(PROTO_OBJS) $(BUILD)/libgmsclient.so
+$(DURABLE): $(DURABLE_OBJS) $(call objs,daemon/journal.c) $(BUILD)/obj/journal.pb-c.o $(VMM_OBJS) $(PROTO_OBJS) $(BUILD)/libgmsclient.so
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/..' -o $@ $(filter %.o,$^) \
-		-L$(BUILD) -lgmsclient $(LIBS_PROTO) $(LIBS_CHECK) $(call pkg,--libs,jansson) -ldl -lpthread
+		-L$(BUILD) -lgmsclient $(LIBS_PROTO) $(LIBS_CHECK) $(call pkg,--libs,jansson libxxhash) -ldl -lpthread
 
 DURABLE_NEEDS := $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/gmsctl $(BUILD)/tests/gmsd-crash
 

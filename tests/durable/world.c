@@ -36,6 +36,10 @@ static _Noreturn void keeper_exec(const struct world_options *o) {
                 argv[n++] = o->fd_max;
         }
         argv[n++] = "--";
+        if (o->no_word) {
+                argv[n++] = "env";
+                argv[n++] = "--unset=FDSTORE";
+        }
         argv[n++] = in_build(o->gmsd ? o->gmsd : "tests/gmsd-crash");
         argv[n++] = "--socket";
         argv[n++] = m.socket;

@@ -18,6 +18,7 @@ struct world_options {
         const char *gmsd;   /* in the build tree; NULL: "tests/gmsd-crash" */
         const char *fd_max; /* of the keeper; NULL: its own */
         const char *device; /* NULL: the machine's */
+        bool no_word;       /* the daemon is not told fd_max */
 };
 /* Starts keeper and daemon; m.gmsd and `control` are theirs. */
 void world_start(const struct world_options *o);
