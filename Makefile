@@ -145,6 +145,7 @@ install: all
 		sed 's|@PREFIX@|$(PREFIX)|' systemd/$$unit.in >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; done
 	install -m 644 systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/gmsd.conf
 	install -m 644 systemd/tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/gmsd.conf
+	$(if $(DESTDIR),,ldconfig 2>/dev/null || true)
 
 clean:
 	rm -rf build

@@ -18,6 +18,7 @@ enum state {
         STATE_DOWN,     /* no worker until `respawn` */
         STATE_STARTING, /* the worker opens its device */
         STATE_READY,
+        STATE_OFF,      /* not to be used, for a reason that does not pass */
 };
 
 /* Descriptors on their way to the worker, in one frame. */
@@ -241,7 +242,7 @@ static bool fits_account(const struct allocator *a, const struct job *job) {
 static void job_wait(struct allocator *a, struct job *job, uint64_t now) {
         list_unlink(&job->link);
         job_undo(a, job);
-        if (job->deadline <= now) {
+        if (!job->owner || job->deadline <= now) {
                 job_finish_no_room(a, job);
                 return;
         }
@@ -551,6 +552,15 @@ void allocator_remember(struct allocator *a, const struct device_info *info) {
 void allocator_account(struct allocator *a, uint64_t bytes, uint64_t descriptors) {
         a->owned += bytes;
         a->descriptors += descriptors;
+}
+
+void allocator_disable(struct allocator *a, const char *why) {
+        a->worker = worker_free(a->worker);
+        a->state = STATE_OFF;
+        a->failures = FAULTED_AFTER;
+        a->info.uuid[0] = 0;
+        (void)snprintf(a->info.name, sizeof(a->info.name), "%.31s", a->info.spec);
+        (void)snprintf(a->text, sizeof(a->text), "%s", why);
 }
 
 void allocator_set_capacity(struct allocator *a, uint64_t capacity, uint64_t now) {

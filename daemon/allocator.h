@@ -75,6 +75,9 @@ void allocator_release_consume(struct allocator *a, int fd, uint64_t bytes);
 void allocator_remember(struct allocator *a, const struct device_info *info);
 void allocator_account(struct allocator *a, uint64_t bytes, uint64_t descriptors);
 
+/* Never use it, and show why: for a device that has no stores yet. */
+void allocator_disable(struct allocator *a, const char *why);
+
 /* Another cap on what stores may own; 0: what the device has. What is owned above it stays. */
 void allocator_set_capacity(struct allocator *a, uint64_t capacity, uint64_t now);
 

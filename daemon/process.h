@@ -17,9 +17,9 @@ struct process_identity {
 
 /* The peer of a connected Unix socket. 0, negative errno. */
 int process_identify(int socket, struct process_identity *ret_identity);
-/* The pid in a key. */
+/* The pid in a key; 0: not in this one. */
 static inline pid_t process_pid(uint64_t key) {
-        return (pid_t)(key & ((1u << 22) - 1));
+        return key >> 63 ? 0 : (pid_t)(key & ((1u << 22) - 1));
 }
 /*
  * A pidfd of that peer: readable once it has exited. `socket` may be -1: then by pid, guarded by the time it started.

@@ -352,8 +352,12 @@ bool server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid)
 
 /* The writer of a sealed layout whose session is over, after a restart: there is no socket to ask any more. */
 static void watch_fence(struct server *s, uint64_t key) {
-        if (!server_watch_process(s, -1, key, process_pid(key)))
+        if (server_watch_process(s, -1, key, process_pid(key)))
+                return;
+        if (process_pid(key) != 0)
                 process_exited(s, key);
+        else
+                log_warning("a sealed layout's writer is not to be seen from here, so nobody can adopt it; gmsctl clear frees it");
 }
 
 /* ---- devices */
@@ -364,10 +368,15 @@ static void device_deliver(struct device *d) {
                 session_allocated(job->owner, job);
 }
 
+static bool device_distinct(const struct server *s, const struct device *d);
+
 static void on_device_io(evutil_socket_t fd, short what, void *arg) {
         struct device *d = arg;
         (void)fd, (void)what;
         allocator_dispatch(d->allocator, now_ms());
+        /* One that was added since: at the start it is a reason not to serve. */
+        if (d->server->serving && !device_distinct(d->server, d))
+                allocator_disable(d->allocator, "it is another name of a GPU that is served already");
         device_update(d);
 }
 
@@ -498,7 +507,7 @@ static int add_gpus(struct server *s, bool optional) {
         return r;
 }
 
-/* Those of the configuration that are not there yet. */
+/* Those of the configuration that are not there yet. Asking the driver which there are takes its time: not while serving. */
 static int add_configured(struct server *s) {
         const struct config *c = s->config;
         int r = 0;
@@ -506,7 +515,12 @@ static int add_configured(struct server *s) {
                 const struct config_device *d = &c->devices[i];
                 if (device_known(s, d->spec))
                         continue;
-                r = strcmp(d->spec, "cuda") == 0 ? add_gpus(s, d->optional) : server_add_device(s, d->spec, NULL);
+                if (strcmp(d->spec, "cuda") != 0)
+                        r = server_add_device(s, d->spec, NULL);
+                else if (!s->serving)
+                        r = add_gpus(s, d->optional);
+                else if (!d->optional)
+                        log_warning("device cuda: finding all GPUs needs a restart; name them one by one to add them now");
         }
         return r;
 }
@@ -529,18 +543,23 @@ static int add_devices(struct server *s) {
 }
 
 /* Two names of one GPU would be two accounts of its memory. */
-static bool devices_distinct(const struct server *s) {
-        for (size_t i = 0; i < s->n_devices; i++) {
-                for (size_t k = 0; k < i; k++) {
-                        const struct device_info *a = allocator_info(s->devices[i].allocator);
-                        const struct device_info *b = allocator_info(s->devices[k].allocator);
-                        if (!*a->uuid || strcmp(a->uuid, b->uuid) != 0)
-                                continue;
-                        log_error("devices %s and %s are the same GPU, %s; name it once", b->spec, a->spec, a->uuid);
-                        return false;
-                }
+static bool device_distinct(const struct server *s, const struct device *d) {
+        const struct device_info *a = allocator_info(d->allocator);
+        for (const struct device *earlier = s->devices; earlier < d; earlier++) {
+                const struct device_info *b = allocator_info(earlier->allocator);
+                if (!*a->uuid || strcmp(a->uuid, b->uuid) != 0)
+                        continue;
+                log_error("devices %s and %s are the same GPU, %s; name it once", b->spec, a->spec, a->uuid);
+                return false;
         }
         return true;
+}
+
+static bool devices_distinct(const struct server *s) {
+        bool distinct = true;
+        for (size_t i = 0; i < s->n_devices; i++)
+                distinct = distinct && device_distinct(s, &s->devices[i]);
+        return distinct;
 }
 
 /* A sign of life: for the manager's watchdog, and for the next daemon, which wants to know for how long there was none. */
