@@ -39,6 +39,8 @@ void client_warm_up(void) {
         if (!m.cuda || warm == getpid())
                 return;
         bool accounted = account_open(&before);
+        if (accounted) /* what a death has left is given back first */
+                wait_for((account_take(&before), before.owned == before.bytes));
         warm = getpid();
         struct gms *g = open_handle("warm-up");
         ok(client_connect(g, GMS_MODE_RW, PATIENCE_MS, NULL));
