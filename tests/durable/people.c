@@ -60,7 +60,6 @@ void people_come(void) {
         refused(&r, raw_hello(&r, "warm-up", GMS__MODE__RO, 0, NULL), WOULD_WAIT, "nothing is published");
         raw_close(&r);
         wait_for(look("warm-up").state[0] == '\0' && world_about()->sessions == 1 && look_device(0).owned == 0);
-        wait_for(world_journal()); /* the keeper has read so far */
         own_fds = count_fds(getpid()) - 1; /* the line to the sealer */
         gmsd_fds = keeper_fds = UINT_MAX; /* what is on its way out may still be there */
         unsigned step = 0;

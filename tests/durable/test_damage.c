@@ -17,8 +17,8 @@
 
 static int open_journal(off_t *ret_size) {
         struct stat st;
-        const char *path;
-        wait_for((path = world_journal())); /* the manager has read so far */
+        const char *path = world_journal();
+        ck_assert_ptr_nonnull(path);
         int fd = open(path, O_RDWR | O_CLOEXEC);
         ck_assert_int_ge(fd, 0);
         ck_assert_int_eq(fstat(fd, &st), 0);

@@ -61,6 +61,7 @@ void world_start(const struct world_options *o) {
         if (w.keeper == 0)
                 keeper_exec(o);
         world_next(0);
+        wait_for(world_journal()); /* the keeper reads in its own time */
         m.granularity = look_device(0).granularity;
         m.total = look_device(0).total;
 }
