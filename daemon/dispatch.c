@@ -995,7 +995,7 @@ static void on_clear(struct session *s, const Gms__Frame *f) {
                                wire_text_ok(clear->store, WIRE_STORE_MAX) ? clear->store : "?");
                 return;
         }
-        struct change c = { .type = CHANGE_CLEAR, .clear = { .force = clear->force } };
+        struct change c = { .type = CHANGE_CLEAR, .clear = { .force = clear->force, .by = s->claim } };
         int r = server_change(s->server, store, &c);
         if (r == STORE_E_HELD) {
                 session_refuse(s, GMS__STATUS__CONFLICT, "clear: refused, %s; wait for them to leave, or use force",

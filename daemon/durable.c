@@ -520,8 +520,9 @@ int durable_pack(struct durable *d, const struct store *store, const struct chan
                 return 0;
         const struct device *device = store->device;
         const struct session *session = change->type == CHANGE_ASK ? change->ask.owner
-                                        : change->claim           ? change->claim->owner
-                                                                  : NULL;
+                                        : change->type == CHANGE_CLEAR ? (change->clear.by ? change->clear.by->owner : NULL)
+                                        : change->claim                ? change->claim->owner
+                                                                       : NULL;
         struct client client = session ? session_client(session) : (struct client){};
         return fold_pack_change(store, allocator_info(device->allocator)->uuid, change,
                                 session && session->changes ? session->serial : 0, &client, ret_record, ret_len);

@@ -265,9 +265,13 @@ static int fold_anonymous(struct folded *f, const Gmsj__Change *ch) {
 static int fold_change(struct folded *f, const Gmsj__Change *ch) {
         if (ch->what_case == GMSJ__CHANGE__WHAT_ASK)
                 return fold_ask(f, ch);
-        if (ch->session == 0)
-                return fold_anonymous(f, ch);
         struct client *c = find_client(f, ch->session);
+        if (c && ch->what_case == GMSJ__CHANGE__WHAT_CLEAR) {
+                c->answered = ch->serial;
+                c->first_id = c->first_slot = 0;
+        }
+        if (ch->session == 0 || ch->what_case == GMSJ__CHANGE__WHAT_CLEAR)
+                return fold_anonymous(f, ch);
         if (!c || !c->claim)
                 return -EBADMSG;
         if (ch->what_case == GMSJ__CHANGE__WHAT_LEAVE)
@@ -555,6 +559,7 @@ int fold_pack_change(const struct store *store, const char *device_uuid, const s
                 break;
         case CHANGE_CLEAR:
                 clear.force = c->clear.force;
+                out.session = c->clear.by ? c->clear.by->id : 0;
                 out.what_case = GMSJ__CHANGE__WHAT_CLEAR;
                 out.clear = &clear;
                 break;

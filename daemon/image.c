@@ -81,6 +81,7 @@ static void add_claim(Gmsj__StoreImage *image, Gmsj__ClaimImage *to, const struc
         to->held = c->lock.held;
         to->mode = c->lock.held ? c->lock.mode : 0;
         to->gone = c->gone;
+        to->revoked = c->revoked;
         to->view = layout_number(s, c->view);
         to->next = layout_number(s, c->next);
         image->claims[image->n_claims++] = to;
@@ -228,6 +229,7 @@ static int make_claim(struct store *s, const Gmsj__ClaimImage *from) {
                 return -ENOMEM;
         c->id = from->session;
         c->gone = from->gone;
+        c->revoked = from->revoked;
         c->lock.want = from->want;
         c->lock.process = from->process;
         list_init(&c->lock.link);

@@ -28,6 +28,7 @@
 #define PROBE_TIMEOUT_MS 30000
 #define DEVICES_MAX 128u         /* vmm_probe() finds 64 GPUs of one host */
 #define ALIVE_MS 1000u           /* between signs of life */
+#define DUPLICATES_PART 8u       /* of the descriptors, for answers that wait to be read */
 #define DESCRIPTORS_SPARE 64u    /* kept back for sockets, pidfds and workers */
 #define KEPT_SPARE 4u            /* of the manager's: the listening socket, two journals */
 
@@ -199,6 +200,17 @@ static void retired_start(struct retired *r) {
 }
 
 void server_retire_consume(struct server *s, struct device *d, struct retired_item *items, size_t n) {
+        if (s->restoring && s->durable.damaged) {
+                /* As of the damage. What came behind it may have published this: the manager keeps it, and so does its name. */
+                for (size_t i = 0; i < n; i++) {
+                        if (items[i].fd < 0)
+                                continue;
+                        allocator_account(d->allocator, -items[i].bytes, UINT64_MAX);
+                        close_fd(items[i].fd);
+                        s->durable.unaccounted++;
+                }
+                return;
+        }
         struct retired *r = malloc(sizeof(*r) + n * sizeof(*items));
         if (!r) {
                 /* No memory to do it in turn: what matters is that nothing leaks. */
@@ -613,12 +625,18 @@ static void server_begin_serving(struct server *s) {
 
 uint64_t server_descriptors_left(const struct server *s, bool kept_too) {
         uint64_t memory = 0, own = DESCRIPTORS_SPARE + s->n_sessions + s->n_strangers + s->n_processes;
+        own += s->descriptor_limit / DUPLICATES_PART;
         for (size_t i = 0; i < s->n_devices; i++)
                 memory += allocator_descriptors(s->devices[i].allocator);
         uint64_t kept = KEPT_SPARE + s->n_sessions + s->durable.unaccounted + memory;
         uint64_t left = s->descriptor_limit > own + memory ? s->descriptor_limit - own - memory : 0;
         uint64_t room = fdstore_max(s->durable.manager);
         return kept_too ? MIN(left, room > kept ? room - kept : 0) : left;
+}
+
+unsigned server_duplicates_left(const struct server *s) {
+        uint64_t most = s->descriptor_limit / DUPLICATES_PART;
+        return most > s->duplicates ? (unsigned)MIN(most - s->duplicates, (uint64_t)UINT32_MAX) : 0;
 }
 
 void server_session_known(struct server *s, struct session *session) {

@@ -62,6 +62,7 @@ struct server {
         uint64_t last_allocation;
         uint64_t started;           /* ms */
         uint64_t descriptor_limit;
+        uint64_t duplicates;        /* descriptors in answers that wait for their clients to read */
         int status;                 /* of server_run() */
 };
 
@@ -116,6 +117,9 @@ void server_flush_manager(struct server *s);
 
 /* Descriptors this process can still take, by its own account; and have the manager keep. */
 uint64_t server_descriptors_left(const struct server *s, bool kept_too);
+
+/* Duplicates that answers may take which wait for their clients to read: an eighth of all descriptors, for all of them. */
+unsigned server_duplicates_left(const struct server *s);
 
 /* A session's process, watched until it exits. False when it has exited, or is not to be seen from here. `socket` may be -1. */
 bool server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid);

@@ -55,7 +55,9 @@ static void session_set_timer(struct session *s, uint64_t ms) {
 static void send_owed(struct session *s);
 
 static void session_flush(struct session *s) {
+        unsigned held = s->channel.held;
         int r = channel_flush(&s->channel);
+        s->server->duplicates -= held - s->channel.held;
         s->stalled = r == CHANNEL_E_REFS;
         if (s->stalled)
                 session_set_timer(s, STALL_RETRY_MS);
@@ -155,6 +157,7 @@ struct session *session_free(struct session *s) {
                 event_free(s->event);
         if (s->timer)
                 event_free(s->timer);
+        s->server->duplicates -= s->channel.held;
         channel_done(&s->channel);
         free(s->label);
         free(s->identity);
@@ -280,8 +283,12 @@ const char *session_name(const struct session *s) {
 
 /* Sends or queues; ends the session when that is not possible. Takes all. */
 static void session_post(struct session *s, uint8_t *bytes, size_t len, struct fdset *fds) {
-        int r = channel_post_consume(&s->channel, bytes, len, fds);
-        if (r < 0)
+        unsigned held = s->channel.held;
+        int r = channel_post_consume(&s->channel, bytes, len, fds, server_duplicates_left(s->server));
+        s->server->duplicates += s->channel.held - held;
+        if (r == -EMFILE)
+                log_info("%s: does not read its answers, and their descriptors are in everybody's way; ending it", session_name(s));
+        else if (r < 0)
                 log_warning("%s: cannot answer: %s; ending it", session_name(s), strerror(-r));
         if (r != 0 || (s->state == SESSION_CLOSING && channel_idle(&s->channel)))
                 session_end(s);
@@ -434,6 +441,9 @@ void session_resumed(struct session *s) {
         session_send_event(s, GMS__EVENT__KIND__RESUMED);
         if (s->state == SESSION_WAITING && s->claim->lock.held)
                 dispatch_granted(s); /* by the end of one that was not kept */
+        /* What the daemon before had no time to tell. */
+        if (s->state == SESSION_OPEN && s->claim)
+                session_news(s, store_standing_news(s->store, s->claim));
 }
 
 void session_news(struct session *s, unsigned news) {

@@ -395,7 +395,7 @@ static int apply_clear(struct store *s, struct change *ch, struct effects *fx) {
                 struct lock_entry *e = list_first(&s->lock.holders, struct lock_entry, link);
                 struct claim *c = container_of(e, struct claim, lock);
                 claim_let_go(s, c, fx);
-                c->gone = true;
+                c->gone = c->revoked = true;
                 claim_news(c, NEWS_REVOKED, fx);
         }
         layout_drop(&s->published, fx);
@@ -455,6 +455,19 @@ struct store_totals store_totals(const struct store *s) {
                 }
         }
         return t;
+}
+
+unsigned store_standing_news(const struct store *s, const struct claim *c) {
+        struct lock_facts facts = store_facts(s);
+        unsigned news = c->revoked ? NEWS_REVOKED : 0;
+        if (!c->lock.held)
+                return news;
+        if (!lock_mode_writes(c->lock.mode) && s->published && c->view != s->published && c->next != s->published)
+                news |= NEWS_PUBLISHED;
+        list_for(e, &s->lock.queue, struct lock_entry, link)
+                if (lock_in_the_way(&c->lock, e, &facts))
+                        news |= NEWS_WANTED;
+        return news;
 }
 
 bool store_knows_process(const struct store *s, uint64_t process) {

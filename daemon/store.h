@@ -42,6 +42,7 @@ struct claim {
         struct list news_link; /* effects.news */
         unsigned news;         /* enum news */
         bool gone;
+        bool revoked;          /* gone because an administrator took it away */
         uint64_t id;           /* of the session, unique for ever */
         void *owner;           /* the caller's */
         struct layout *view;   /* what it works on: the draft, or the generation it reads */
@@ -127,6 +128,7 @@ struct change {
                 } settle;
                 struct {
                         bool force;
+                        struct claim *by; /* who asked, of this store or another; NULL: nobody with a claim. For the record only */
                 } clear;
                 struct {
                         uint64_t process;
@@ -161,6 +163,9 @@ struct store_totals {
         size_t allocations;
 };
 struct store_totals store_totals(const struct store *s);
+
+/* What a claim would have been told by now (enum news): for an owner that may have missed it. */
+unsigned store_standing_news(const struct store *s, const struct claim *c);
 
 /* Whether CHANGE_EXITED of this process would change anything. */
 bool store_knows_process(const struct store *s, uint64_t process);

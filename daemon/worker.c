@@ -76,7 +76,7 @@ int worker_send_consume(struct worker *w, Gms__Frame *frame, struct fdset *fds) 
                 fdset_free(fds);
                 return r < 0 ? r : -EMSGSIZE;
         }
-        return channel_post_consume(&w->channel, bytes, len, fds);
+        return channel_post_consume(&w->channel, bytes, len, fds, FDSET_MAX);
 }
 
 int worker_receive(struct worker *w, uint8_t *buf, Gms__Frame **ret_frame, struct fdset **ret_fds) {

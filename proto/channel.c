@@ -129,6 +129,7 @@ void channel_done(struct channel *ch) {
         list_for_safe(f, &ch->queue, struct channel_frame, link)
                 frame_free(f);
         ch->queued = 0;
+        ch->held = 0;
         ch->fd = close_fd(ch->fd);
 }
 
@@ -152,7 +153,7 @@ static int fdset_own(struct fdset **set) {
         return 0;
 }
 
-int channel_post_consume(struct channel *ch, uint8_t *bytes, size_t len, struct fdset *fds) {
+int channel_post_consume(struct channel *ch, uint8_t *bytes, size_t len, struct fdset *fds, unsigned spare) {
         _cleanup_free_ uint8_t *b = bytes;
         _cleanup_(fdset_freep) struct fdset *s = fds;
 
@@ -162,6 +163,8 @@ int channel_post_consume(struct channel *ch, uint8_t *bytes, size_t len, struct 
                         return r;
         }
 
+        if (s && !s->owned && s->n > spare)
+                return -EMFILE;
         int r = fdset_own(&s);
         if (r < 0)
                 return r;
@@ -171,6 +174,7 @@ int channel_post_consume(struct channel *ch, uint8_t *bytes, size_t len, struct 
         *f = (struct channel_frame){ .bytes = steal_ptr(&b), .len = len, .fds = steal_ptr(&s) };
         list_append(&ch->queue, &f->link);
         ch->queued += len;
+        ch->held += f->fds ? f->fds->n : 0;
         return 0;
 }
 
@@ -180,6 +184,7 @@ int channel_flush(struct channel *ch) {
                 if (r != 0)
                         return r;
                 ch->queued -= f->len;
+                ch->held -= f->fds ? f->fds->n : 0;
                 frame_free(f);
         }
         return 0;

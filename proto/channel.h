@@ -39,6 +39,7 @@ struct channel {
         int fd;
         struct list queue; /* of channel_frame.link, oldest first */
         size_t queued;     /* bytes in the queue */
+        unsigned held;     /* descriptors in the queue, duplicates of the sender's */
 };
 
 /* Takes `fd`, a non-blocking socket. */
@@ -48,9 +49,10 @@ void channel_done(struct channel *ch);
 /*
  * Sends a frame, or queues it behind what is queued. A borrowing set is sent as it is, and turned into one that owns
  * duplicates only when it has to wait. Bytes and set belong to the channel from here on, whatever is returned.
- * 0 (sent or queued), CHANNEL_E_EOF, -ENOMEM, -EMFILE (no descriptors left for the duplicates), other negative errno.
+ * `spare` is how many duplicates it may make. 0 (sent or queued), CHANNEL_E_EOF, -ENOMEM, -EMFILE (it would take more, or the
+ * process has none left), other negative errno.
  */
-int channel_post_consume(struct channel *ch, uint8_t *bytes, size_t len, struct fdset *fds);
+int channel_post_consume(struct channel *ch, uint8_t *bytes, size_t len, struct fdset *fds, unsigned spare);
 
 /* Sends what is queued. 0: all sent. CHANNEL_E_AGAIN, CHANNEL_E_REFS: some is left. CHANNEL_E_EOF, negative errno. */
 int channel_flush(struct channel *ch);

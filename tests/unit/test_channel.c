@@ -283,7 +283,7 @@ static void post(struct channel *ch, uint32_t number, struct fdset *fds) {
         uint8_t *bytes = calloc(1, 4096);
         ck_assert_ptr_nonnull(bytes);
         memcpy(bytes, &number, sizeof(number));
-        ck_assert_int_eq(channel_post_consume(ch, bytes, 4096, fds), 0);
+        ck_assert_int_eq(channel_post_consume(ch, bytes, 4096, fds, FDSET_MAX), 0);
 }
 
 /* Posts until the kernel takes no more, and `more` beyond that; returns how many in all. */
@@ -400,7 +400,7 @@ START_TEST(queue_without_peer) {
         setup();
         channel_init_consume(&ch, a);
         b = close_fd(b);
-        ck_assert_int_eq(channel_post_consume(&ch, calloc(1, 8), 8, files(5, true, NULL)), CHANNEL_E_EOF);
+        ck_assert_int_eq(channel_post_consume(&ch, calloc(1, 8), 8, files(5, true, NULL), FDSET_MAX), CHANNEL_E_EOF);
         channel_done(&ch);
         a = -1;
 }
@@ -421,7 +421,7 @@ START_TEST(queue_at_the_limit) {
         ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
         low = (struct rlimit){ .rlim_cur = limit_for(10), .rlim_max = limit.rlim_max };
         ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &low), 0);
-        int r = channel_post_consume(&ch, calloc(1, 8), 8, set);
+        int r = channel_post_consume(&ch, calloc(1, 8), 8, set, FDSET_MAX);
         ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
         ck_assert_int_eq(r, -EMFILE);
         ck_assert_int_eq(count_fds(), before);
