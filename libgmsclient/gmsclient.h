@@ -385,6 +385,10 @@ struct gms_daemon {
         uint64_t bytes;
         uint64_t draining_bytes;
         char version[32];
+        uint64_t restarts;     /* deaths of gmsd that what it keeps has survived */
+        uint64_t away_ms;      /* without one, in all */
+        uint64_t orphans;      /* allocations that nobody had been told of, freed at the last restart */
+        uint64_t unaccounted;  /* allocations behind a damage in the journal: left alone */
 };
 
 struct gms_device {

@@ -73,6 +73,10 @@ int gms_query_daemon(struct gms *g, struct gms_daemon *ret) {
                 .allocations = d->allocations,
                 .bytes = d->bytes,
                 .draining_bytes = d->draining_bytes,
+                .restarts = d->restarts,
+                .away_ms = d->away_ms,
+                .orphans = d->orphans,
+                .unaccounted = d->unaccounted,
         };
         TEXT(daemon.version, d->version);
         sized_store(ret, ret->size, &daemon, sizeof(daemon));

@@ -6,10 +6,11 @@
 #include "gmsctl.h"
 
 static json_t *daemon_json(const struct gms_daemon *d) {
-        return json_pack("{s:o, s:I, s:I, s:b, s:I, s:I, s:I, s:I}", "version", json_text(d->version), "pid", JSON_N(d->pid),
+        return json_pack("{s:o, s:I, s:I, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "version", json_text(d->version), "pid", JSON_N(d->pid),
                          "uptime_ms", JSON_N(d->uptime_ms), "durable", (int)d->durable, "sessions", JSON_N(d->sessions),
                          "allocations", JSON_N(d->allocations), "bytes", JSON_N(d->bytes), "draining_bytes",
-                         JSON_N(d->draining_bytes));
+                         JSON_N(d->draining_bytes), "restarts", JSON_N(d->restarts), "away_ms", JSON_N(d->away_ms),
+                         "orphans", JSON_N(d->orphans), "unaccounted", JSON_N(d->unaccounted));
 }
 
 static json_t *device_json(const struct gms_device *d) {
@@ -84,8 +85,15 @@ static void daemon_print(const struct gms_daemon *d) {
                d->allocations == 1 ? "" : "s", text_size(d->bytes).s);
         if (d->draining_bytes > 0)
                 printf(" (%s draining)", text_size(d->draining_bytes).s);
-        printf("\n%s\n\n", d->durable ? "a service manager keeps the memory if gmsd dies"
+        printf("\n%s\n", d->durable ? "a service manager keeps the memory if gmsd dies"
                                       : "no service manager keeps the memory: it dies with gmsd");
+        if (d->restarts > 0)
+                printf("%" PRIu64 " restart%s survived, away for %" PRIu64 " ms in all\n", d->restarts, d->restarts == 1 ? "" : "s",
+                       d->away_ms);
+        if (d->unaccounted > 0)
+                printf("%" PRIu64 " allocation%s kept that a damaged journal does not account for; stop gmsd to free\n", d->unaccounted,
+                       d->unaccounted == 1 ? " is" : "s are");
+        putchar('\n');
 }
 
 static int run(const struct ctl *ctl) {
@@ -129,7 +137,8 @@ const struct command command_status = {
                 "\n"
                 "JSON\n"
                 "  {\"daemon\":  {\"version\", \"pid\", \"uptime_ms\", \"durable\", \"sessions\",\n"
-                "               \"allocations\", \"bytes\", \"draining_bytes\"},\n"
+                "               \"allocations\", \"bytes\", \"draining_bytes\", \"restarts\",\n"
+                "               \"away_ms\", \"orphans\", \"unaccounted\"},\n"
                 "   \"devices\": [{\"name\", \"uuid\", \"model\", \"state\", \"text\", \"total\", \"free\",\n"
                 "                \"owned\", \"granularity\", \"waiting\"}],\n"
                 "   \"stores\":  [{\"name\", \"state\", \"sealed\", \"readers\", \"writers\", \"waiters\",\n"

@@ -161,6 +161,29 @@ TEST(resume, looking, .no_daemon = true, .memory = "64M")
         world_stop();
 }
 
+/* What gmsctl says of it, to people and to programs. */
+TEST(resume, shown, .no_daemon = true, .memory = "64M")
+{
+        world_start(&(struct world_options){});
+        for (unsigned i = 0; i < 2; i++)
+                world_kill();
+        struct gms_daemon d = GMS_INIT(struct gms_daemon);
+        struct gms *g = client_open(NULL);
+        ok(client_connect(g, GMS_MODE_NONE, PATIENCE_MS, NULL));
+        ok(gms_query_daemon(g, &d));
+        ck_assert(d.durable == 1 && d.restarts == 2 && d.orphans == 0 && d.unaccounted == 0);
+        _cleanup_free_ char *text = world_gmsctl("status");
+        char wanted[64];
+        (void)snprintf(wanted, sizeof(wanted), "2 restarts survived, away for %lu ms", d.away_ms);
+        ck_assert_ptr_nonnull(strstr(text, wanted));
+        _cleanup_free_ char *json = world_gmsctl("--json status");
+        (void)snprintf(wanted, sizeof(wanted), "\"away_ms\": %lu", d.away_ms);
+        ck_assert_ptr_nonnull(strstr(json, wanted));
+        ck_assert_ptr_nonnull(strstr(json, "\"restarts\": 2"));
+        gms_close(g);
+        world_stop();
+}
+
 /* ---- more deaths than one */
 
 TEST(resume, workers_die_too, .no_daemon = true, .memory = "64M")

@@ -144,14 +144,26 @@ Gms__Daemon *world_about(void) {
         return control.reply->daemon;
 }
 
-static json_t *gmsctl(const char *command, const char *store_name) {
-        char line[2048];
-        (void)snprintf(line, sizeof(line), "%s --socket %s --json %s %s", in_build("gmsctl"), m.socket, command, store_name);
-        FILE *f = popen(line, "re");
-        ck_assert_ptr_nonnull(f);
-        json_t *j = json_loadf(f, 0, NULL);
+char *world_gmsctl(const char *arguments) {
+        char line[2048], *text = NULL, bytes[4096];
+        size_t size, n;
+        (void)snprintf(line, sizeof(line), "%s --socket %s %s", in_build("gmsctl"), m.socket, arguments);
+        FILE *f = popen(line, "re"), *to = open_memstream(&text, &size);
+        ck_assert(f && to);
+        while ((n = fread(bytes, 1, sizeof(bytes), f)) > 0)
+                (void)fwrite(bytes, 1, n, to);
+        (void)fclose(to);
         int status = pclose(f);
-        ck_assert_msg(status == 0 && j, "%s: status %d", line, status);
+        ck_assert_msg(status == 0, "%s: status %d", line, status);
+        return text;
+}
+
+static json_t *gmsctl(const char *command, const char *store_name) {
+        char arguments[512];
+        (void)snprintf(arguments, sizeof(arguments), "--json %s %s", command, store_name);
+        _cleanup_free_ char *text = world_gmsctl(arguments);
+        json_t *j = json_loads(text, 0, NULL);
+        ck_assert_ptr_nonnull(j);
         return j;
 }
 

@@ -41,6 +41,8 @@ void world_next(pid_t was);
 /* Sees whether the daemon is another one by now. */
 void world_look(void);
 
+/* What gmsctl prints; it ends well. The caller frees it. */
+char *world_gmsctl(const char *arguments);
 /* What gmsctl says of it: status, sessions and every store, without what differs from moment to moment: ages, pids of the
  * daemon, numbers of sessions and allocations. The caller frees it. */
 char *world_state(void);
