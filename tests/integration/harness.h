@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 /*
- * What every case of the integration tests stands on: a daemon of its own in a directory of its own, two bystanders who
- * must not notice anything, and an account of everything that could be left behind.
+ * What every case of the integration tests stands on: a daemon of its own in a directory of its own, a bystander who must
+ * not notice anything, and an account of everything that could be left behind.
  *
  *      TEST(lock, dead_waiter, .needs = NEEDS_FAKE)
  *      {

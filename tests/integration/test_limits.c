@@ -63,7 +63,7 @@ TEST(limits, silence)
         granted(&speaks, ask(&speaks, HELLO, hello, b.protocol_min = b.protocol_max = 1));
         refused(&silent, raw_answer(&silent, 2 * PATIENCE_MS), TIMED_OUT, "hello");
         ended(&silent);
-        ck_assert_uint_ge(now_ms() - before, 9900);
+        ck_assert_uint_ge(now_ms() - before, 9500);
         granted(&speaks, ask(&speaks, STATE, state));
 }
 
