@@ -472,7 +472,8 @@ int durable_restore(struct durable *d, struct server *s) {
         int r = 0;
         if (!fdstore_durable(d->manager))
                 return 0;
-        qsort(d->kept.items, d->kept.n, sizeof(*d->kept.items), compare_kept);
+        if (d->kept.n > 0)
+                qsort(d->kept.items, d->kept.n, sizeof(*d->kept.items), compare_kept);
         if (d->restored) {
                 s->started = d->folded.started;
                 s->restoring = true;

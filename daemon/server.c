@@ -28,6 +28,7 @@
 #define PROBE_TIMEOUT_MS 30000
 #define DEVICES_MAX 128u         /* vmm_probe() finds 64 GPUs of one host */
 #define ALIVE_MS 1000u           /* between signs of life */
+#define MANAGER_RETRY_MS 10u
 #define DUPLICATES_PART 8u       /* of the descriptors, for answers that wait to be read */
 #define DESCRIPTORS_SPARE 64u    /* kept back for sockets, pidfds and workers */
 #define KEPT_SPARE 4u            /* of the manager's: the listening socket, two journals */
@@ -187,7 +188,7 @@ static void on_let_go(evutil_socket_t fd, short what, void *arg) {
 
 static void retired_start(struct retired *r) {
         struct durable *d = &r->server->durable;
-        if (durable_records(d)) {
+        if (fdstore_durable(d->manager)) {
                 for (size_t i = 0; i < r->n; i++)
                         durable_drop_allocation(d, r->items[i].id);
                 r->barrier = fdstore_barrier(d->manager);
@@ -296,9 +297,15 @@ void server_flush_manager(struct server *s) {
                         break;
                 session_unpark(session);
         }
-        if (fdstore_wants_write(manager) && !s->manager)
+        if (!fdstore_wants_write(manager))
+                return;
+        /* Too many descriptors in flight: polling would not tell when there are fewer. */
+        struct timeval tv = in_ms(MANAGER_RETRY_MS);
+        if (!s->manager)
                 s->manager = event_new(s->base, fdstore_fd(manager), EV_WRITE, on_manager, s);
-        if (fdstore_wants_write(manager) && s->manager)
+        if (fdstore_stalled(manager))
+                (void)evtimer_add(s->manager_later, &tv);
+        else if (s->manager)
                 (void)event_add(s->manager, NULL);
 }
 
@@ -339,37 +346,41 @@ static void on_process_exit(evutil_socket_t fd, short what, void *arg) {
         process_exited(s, key);
 }
 
-bool server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid) {
+int server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid) {
         list_for(known, &s->processes, struct process, link)
                 if (known->key == key)
-                        return true;
+                        return 0;
 
         struct process_identity identity = { .pid = pid, .key = key };
         _cleanup_close_ int pidfd = -1;
-        if (key == 0 || process_open(socket, &identity, &pidfd) < 0)
-                return false;
+        int r = key == 0 ? -ESRCH : process_open(socket, &identity, &pidfd);
+        if (r < 0)
+                return r == -ESRCH ? SERVER_PROCESS_GONE : r;
         struct process *p = calloc(1, sizeof(*p));
         struct event *event = p ? event_new(s->base, pidfd, EV_READ, on_process_exit, p) : NULL;
         if (!event || event_add(event, NULL) < 0) {
                 if (event)
                         event_free(event);
                 free(p);
-                return false;
+                return -ENOMEM;
         }
         *p = (struct process){ .server = s, .event = event, .key = key, .pidfd = steal_fd(&pidfd) };
         list_append(&s->processes, &p->link);
         s->n_processes++;
-        return true;
+        return 0;
 }
 
-/* The writer of a sealed layout whose session is over, after a restart: there is no socket to ask any more. */
-static void watch_fence(struct server *s, uint64_t key) {
-        if (server_watch_process(s, -1, key, process_pid(key)))
-                return;
-        if (process_pid(key) != 0)
-                process_exited(s, key);
-        else
-                log_warning("a sealed layout's writer is not to be seen from here, so nobody can adopt it; gmsctl clear frees it");
+/*
+ * The writers of sealed layouts whose sessions are over: watched already, but after a restart, or for want of a descriptor. A
+ * pidfd's key has no pid to begin with: such a fence stays until the store is cleared.
+ */
+static void watch_fences(struct server *s) {
+        for (size_t i = 0; i < s->n_stores; i++) {
+                uint64_t key = s->stores[i]->fence;
+                if (key != 0 && process_pid(key) != 0 &&
+                    server_watch_process(s, -1, key, process_pid(key)) == SERVER_PROCESS_GONE)
+                        process_exited(s, key);
+        }
 }
 
 /* ---- devices */
@@ -581,10 +592,25 @@ static void on_alive(evutil_socket_t fd, short what, void *arg) {
         (void)fd, (void)what;
         if (durable_records(&s->durable))
                 journal_alive(s->durable.journal, now_ms());
-        if (s->alive_every < ALIVE_MS || sd_watchdog_enabled(0, NULL) > 0)
-                fdstore_say(s->durable.manager, "WATCHDOG=1");
+        fdstore_say(s->durable.manager, "WATCHDOG=1"); /* also unasked: so we notice a manager that has gone */
+        watch_fences(s);
         server_flush_manager(s);
         (void)evtimer_add(s->alive, &tv);
+}
+
+/* One that has died meanwhile ends when it is told, and what that brings about may end others too. */
+static void tell_resumed(struct server *s) {
+        struct list untold = LIST_INIT(untold);
+        struct session *session;
+        while ((session = list_first(&s->sessions, struct session, link))) {
+                list_unlink(&session->link);
+                list_append(&untold, &session->link);
+        }
+        while ((session = list_first(&untold, struct session, link))) {
+                list_unlink(&session->link);
+                list_append(&s->sessions, &session->link);
+                session_resumed(session);
+        }
 }
 
 /* Serves from the moment that every worker has answered, well or badly; gives up if none of them can be of use. */
@@ -611,11 +637,7 @@ static void server_begin_serving(struct server *s) {
                 log_notice("no service manager keeps descriptors: the memory dies with this process");
         if (s->durable.restored)
                 log_notice("resumed: %zu stores, %zu sessions; restart %" PRIu64, s->n_stores, s->n_sessions, s->durable.restarts);
-        list_for_safe(session, &s->sessions, struct session, link)
-                session_resumed(session);
-        for (size_t i = 0; i < s->n_stores; i++)
-                if (s->stores[i]->fence != 0)
-                        watch_fence(s, s->stores[i]->fence);
+        tell_resumed(s);
         on_alive(-1, 0, s);
         fdstore_say(s->durable.manager, "READY=1\nSTATUS=serving");
         server_flush_manager(s);
@@ -922,11 +944,12 @@ static int add_events(struct server *s) {
         s->resume_accept = evtimer_new(s->base, on_resume_accept, s);
         s->silence = evtimer_new(s->base, on_silence, s);
         s->alive = evtimer_new(s->base, on_alive, s);
+        s->manager_later = evtimer_new(s->base, on_manager, s);
         uint64_t watchdog = 0;
         s->alive_every = ALIVE_MS;
         if (sd_watchdog_enabled(0, &watchdog) > 0)
                 s->alive_every = MAX(1u, MIN(s->alive_every, watchdog / 2000));
-        return s->reap && s->resume_accept && s->silence && s->alive ? 0 : -ENOMEM;
+        return s->reap && s->resume_accept && s->silence && s->alive && s->manager_later ? 0 : -ENOMEM;
 }
 
 /* A daemon that could not take up what the one before left must not end it: the next may do better. */
@@ -1012,7 +1035,7 @@ struct server *server_free(struct server *s) {
         for (size_t i = 0; i < s->n_devices; i++)
                 device_done(&s->devices[i]);
         durable_done(&s->durable);
-        struct event *events[] = { s->listening, s->resume_accept, s->reap, s->silence, s->manager, s->alive };
+        struct event *events[] = { s->listening, s->resume_accept, s->reap, s->silence, s->manager, s->manager_later, s->alive };
         for (size_t i = 0; i < ARRAY_SIZE(events); i++)
                 if (events[i])
                         event_free(events[i]);

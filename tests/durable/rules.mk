@@ -31,8 +31,19 @@ $(DURABLE): $(DURABLE_OBJS) $(call objs,daemon/journal.c) $(BUILD)/obj/journal.p
 
 DURABLE_NEEDS := $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/gmsctl $(BUILD)/tests/gmsd-crash
 
-.PHONY: check-durable soak
+.PHONY: check-durable check-soak soak
 check-durable: $(DURABLE_NEEDS) $(DURABLE) $(FAKECUDA_LIBS)
 	$(Q)GMS_TEST_DEVICE=host:64M $(DURABLE) $(T)
 	$(Q)$(call with_fakecuda,GMS_TEST_DEVICE=cuda:0 $(DURABLE) $(T))
 check: check-durable
+
+$(BUILD)/tests/soak: $(BUILD)/obj/tests/durable/soak.o $(BUILD)/libgmsclient.so
+	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/..' -o $@ $< -L$(BUILD) -lgmsclient
+
+soak: SECONDS ?= 600
+soak: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/soak
+	$(Q)$(BUILD)/tests/soak $(SECONDS) $(SEED)
+
+check-soak: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/soak
+	$(Q)$(BUILD)/tests/soak $(or $(SECONDS),60) $(SEED)
+check: check-soak

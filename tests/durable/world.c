@@ -66,12 +66,23 @@ void world_start(const struct world_options *o) {
         m.total = look_device(0).total;
 }
 
+/* It dies only when it is killed: else the keeper hides what the test is to find. */
+static void check_deaths(void) {
+        static const char said[] = "ended with status ";
+        _cleanup_free_ char *log = read_text(m.log);
+        for (const char *at = log; (at = strstr(at, said)); at++) {
+                int status = atoi(at + strlen(said));
+                ck_assert_msg(status == 0 || status == 128 + SIGKILL, "the daemon has died by itself: status %d", status);
+        }
+}
+
 void world_stop(void) {
         raw_close(&control);
         ck_assert_int_eq(kill(w.keeper, SIGTERM), 0);
         ck_assert_int_eq(process_end(w.keeper), 0);
         w.keeper = 0;
         m.gmsd = 0;
+        check_deaths();
 }
 
 /* ---- deaths */
