@@ -218,7 +218,7 @@ static void hello_ask(struct session *s) {
 void dispatch_hello_kept(struct session *s) {
         if (!hello_store(s))
                 return;
-        if (!server_watch_process(s->server, s->channel.fd, s->peer.key, s->peer.pid))
+        if (server_watch_process(s->server, s->channel.fd, s->peer.key, s->peer.pid) != 0)
                 s->peer.key = 0; /* it has exited, and left its socket to somebody: nobody would lift its fence */
         if (s->asked == GMS__MODE__ADOPT && s->peer.key == 0)
                 session_refuse_and_close(s, GMS__STATUS__NOT_PERMITTED, "adopt: " NOT_WATCHED);
@@ -855,7 +855,7 @@ static void on_about(struct session *s, const Gms__Frame *f) {
         body.pid = (uint64_t)getpid();
         body.uptime_ms = now_ms() - server->started;
         body.sessions = server->n_sessions;
-        body.durable = durable_records(&server->durable);
+        body.durable = durable_records(&server->durable) && fdstore_durable(server->durable.manager);
         body.restarts = server->durable.restarts;
         body.away_ms = server->durable.away;
         body.orphans = server->durable.orphans;
@@ -1070,6 +1070,18 @@ static bool allowed(struct session *s, const struct request *r) {
         return !fault;
 }
 
+/* A commit's answer: by now the generation may be another's to know, when its writer had left. */
+static void reply_published(struct session *s, struct layout *view) {
+        struct layout *l = view ? view : s->store->published;
+        Gms__Layout body;
+        dispatch_fill_layout(&body, s->store, l && l->generation == s->kept_first_id ? l : NULL);
+        body.generation = s->kept_first_id;
+        Gms__Frame f = GMS__FRAME__INIT;
+        f.body_case = GMS__FRAME__BODY_LAYOUT;
+        f.layout = &body;
+        session_reply(s, &f, NULL);
+}
+
 /*
  * Answers a request again that the daemon before this one carried out: it died before its answer was sent, or before the
  * client had read it.
@@ -1090,7 +1102,7 @@ static void answer_again(struct session *s, const Gms__Frame *f) {
                 else
                         session_end(s);
         } else if (f->body_case == GMS__FRAME__BODY_COMMIT) {
-                reply_layout(s, c->view ? c->view : s->store->published);
+                reply_published(s, c->view);
         } else if (f->body_case == GMS__FRAME__BODY_REFRESH) {
                 reply_layout(s, c->next ? c->next : c->view);
         } else {

@@ -21,6 +21,7 @@ struct fdstore {
         uint64_t max;
         struct list queue;
         uint64_t queued, sent;
+        bool stalled;
 };
 
 static struct message *message_free(struct message *m) {
@@ -124,7 +125,7 @@ int kept_steal(struct kept_list *k, const char *name) {
 
 /* ---- telling the manager */
 
-/* 0, -EAGAIN, or what ended the connection. */
+/* 0, -EAGAIN (no room), -ENOBUFS (too much in flight: polling would not tell when that has passed), or what ended it. */
 static int send_message(int socket, const char *text, int fd) {
         union {
                 struct cmsghdr align;
@@ -143,7 +144,7 @@ static int send_message(int socket, const char *text, int fd) {
         }
         if (sendmsg(socket, &msg, MSG_NOSIGNAL) >= 0)
                 return 0;
-        return errno == ENOBUFS || errno == ETOOMANYREFS || errno == EINTR ? -EAGAIN : -errno;
+        return errno == ENOBUFS || errno == ETOOMANYREFS || errno == EINTR ? -ENOBUFS : -errno;
 }
 
 /* The manager is gone for good: nothing is kept from now on, and nobody waits for it. */
@@ -155,10 +156,16 @@ static void lose_manager(struct fdstore *s, int error) {
         s->sent = s->queued;
 }
 
+static bool passes(int r) {
+        return r == -EAGAIN || r == -ENOBUFS;
+}
+
 void fdstore_flush(struct fdstore *s) {
+        s->stalled = false;
         list_for_safe(m, &s->queue, struct message, link) {
                 int r = send_message(s->socket, m->text, m->fd);
-                if (r == -EAGAIN)
+                s->stalled = r == -ENOBUFS;
+                if (passes(r))
                         return;
                 if (r < 0) {
                         lose_manager(s, r);
@@ -171,16 +178,17 @@ void fdstore_flush(struct fdstore *s) {
 
 /* Sends, or queues with a duplicate of the descriptor. */
 static int post(struct fdstore *s, const char *text, int fd) {
-        if (s->socket < 0)
+        if (s->socket < 0 || (s->max == 0 && fd >= 0))
                 return 0;
         if (list_empty(&s->queue)) {
                 int r = send_message(s->socket, text, fd);
+                s->stalled = r == -ENOBUFS;
                 if (r == 0) {
                         s->queued++;
                         s->sent++;
                         return 0;
                 }
-                if (r != -EAGAIN) {
+                if (!passes(r)) {
                         lose_manager(s, r);
                         return 0;
                 }
@@ -236,6 +244,10 @@ bool fdstore_sent(const struct fdstore *s, uint64_t ticket) {
 
 int fdstore_fd(const struct fdstore *s) {
         return s->socket;
+}
+
+bool fdstore_stalled(const struct fdstore *s) {
+        return s->stalled;
 }
 
 bool fdstore_wants_write(const struct fdstore *s) {

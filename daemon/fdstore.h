@@ -51,4 +51,6 @@ bool fdstore_sent(const struct fdstore *s, uint64_t ticket);
 
 int fdstore_fd(const struct fdstore *s);
 bool fdstore_wants_write(const struct fdstore *s);
+/* What waits must wait for a while: too many descriptors are in flight for this user. */
+bool fdstore_stalled(const struct fdstore *s);
 void fdstore_flush(struct fdstore *s);

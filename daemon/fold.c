@@ -316,7 +316,10 @@ static int fold_change(struct folded *f, const Gmsj__Change *ch) {
         default:
                 return -EBADMSG;
         }
-        return apply(c->store, &change);
+        int r = apply(c->store, &change);
+        if (r == 0 && change.type == CHANGE_COMMIT)
+                c->first_id = c->store->generation;
+        return r;
 }
 
 /* ---- records */

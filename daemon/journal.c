@@ -11,7 +11,7 @@
 #define PAGE 4096u
 #define FILE_MAGIC UINT64_C(0x31304c4e4a534d47) /* "GMSJNL01" */
 #define RECORD_MAGIC 0x4a524543u
-#define RECORD_MAX (256u << 20)
+#define RECORD_MAX (UINT32_MAX - PAGE) /* a store's image, with four generations of 64 MiB of metadata, and more */
 
 struct journal_page {
         uint64_t magic;

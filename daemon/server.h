@@ -35,6 +35,7 @@ struct server {
         struct event *silence;      /* the oldest connection that has not said anything has had its time */
         struct event *signals[4];
         struct event *manager;      /* the service manager takes messages again */
+        struct event *manager_later;
         struct event *alive;        /* feeds its watchdog */
         uint64_t alive_every;       /* ms */
         bool listen_own;            /* bound here, not passed to us */
@@ -121,8 +122,12 @@ uint64_t server_descriptors_left(const struct server *s, bool kept_too);
 /* Duplicates that answers may take which wait for their clients to read: an eighth of all descriptors, for all of them. */
 unsigned server_duplicates_left(const struct server *s);
 
-/* A session's process, watched until it exits. False when it has exited, or is not to be seen from here. `socket` may be -1. */
-bool server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid);
+/*
+ * Watches a session's process until it exits. `socket` may be -1. 0, SERVER_PROCESS_GONE (it has exited, or is not to be known
+ * apart), negative errno: it may be alive and is not watched.
+ */
+enum { SERVER_PROCESS_GONE = 1 };
+int server_watch_process(struct server *s, int socket, uint64_t key, pid_t pid);
 
 /* A session that has said Hello; one that has ended. */
 void server_session_known(struct server *s, struct session *session);

@@ -224,7 +224,7 @@ int session_restore_consume(struct session **ret_session, struct server *server,
         s->deadline = c->deadline;
         list_append(&server->sessions, &s->link);
         server->n_sessions++;
-        if (!server_watch_process(server, s->channel.fd, s->peer.key, s->peer.pid)) {
+        if (server_watch_process(server, s->channel.fd, s->peer.key, s->peer.pid) == SERVER_PROCESS_GONE) {
                 struct change exited = { .type = CHANGE_EXITED, .exited = { .process = s->peer.key } };
                 (void)server_change(server, s->store, &exited);
                 s->peer.key = 0;
@@ -308,7 +308,9 @@ static void session_keep(struct session *s, const uint8_t *bytes, size_t len, co
         s->kept_fds = n_fds;
         s->kept_refusal = frame->status != GMS__STATUS__OK;
         bool allocated = frame->body_case == GMS__FRAME__BODY_ALLOCATED;
-        s->kept_first_id = allocated ? frame->allocated->first_id : 0;
+        s->kept_first_id = allocated ? frame->allocated->first_id
+                           : frame->body_case == GMS__FRAME__BODY_LAYOUT ? frame->layout->generation
+                                                                         : 0;
         s->kept_first_slot = allocated ? frame->allocated->first_slot : 0;
 }
 

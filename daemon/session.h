@@ -47,7 +47,7 @@ struct session {
         bool kept_refusal;
         uint8_t *kept;
         size_t kept_len;
-        uint64_t kept_first_id; /* allocations whose descriptors go with the kept answer */
+        uint64_t kept_first_id; /* allocations whose descriptors go with the kept answer; or the generation in it */
         uint32_t kept_fds;
         uint64_t kept_first_slot;
         struct job *job;        /* with the allocator, or parked */

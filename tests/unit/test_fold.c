@@ -125,7 +125,9 @@ static bool change(struct life *l, struct folded *f, struct store *s, struct cha
         ck_assert_int_eq(fold(f, bytes, len), 0);
         if (serial) {
                 who->answered = serial;
-                who->first_id = c->type == CHANGE_ALLOCATE ? c->allocate.first_id : 0;
+                who->first_id = c->type == CHANGE_ALLOCATE ? c->allocate.first_id
+                                : c->type == CHANGE_COMMIT ? who->store->generation
+                                                           : 0;
                 who->first_slot = c->type == CHANGE_ALLOCATE ? c->allocate.first_slot : 0;
         }
         return true;

@@ -239,7 +239,7 @@ START_TEST(no_room) {
         ck_assert_int_eq(journal_append(j, (const uint8_t *)records[2], strlen(records[2])), 0);
         ck_assert_uint_eq(read_records(j, &r), 3);
         ck_assert_int_eq(r, JOURNAL_E_END);
-        ck_assert_int_eq(journal_append(j, bytes, (256u << 20) + 1), -EMSGSIZE);
+        ck_assert_int_eq(journal_append(j, bytes, UINT32_MAX), -EMSGSIZE);
         journal_free(j);
 }
 END_TEST
