@@ -262,11 +262,12 @@ int main(int argc, char **argv) {
         struct child r = start("/proc/self/exe", "reader", pieces), s = start("/proc/self/exe", "sleeper", pieces);
         (void)hear(&r), (void)hear(&s);
         unsigned long long free_first = 0, free_now = 0;
-        double worst = 0, sum = 0;
+        double worst = 0, sum = 0, first = 0;
         for (unsigned i = 0; i < kills; i++) {
                 (void)usleep(500000);
                 double ms = kill_daemon(&free_now);
                 free_first = i == 0 ? free_now : free_first;
+                first = i == 0 ? ms : first;
                 worst = MAX(worst, ms);
                 sum += ms;
         }
@@ -276,7 +277,9 @@ int main(int argc, char **argv) {
         if (waitpid(service, &status, 0) != service || status != 0)
                 return 1;
         (void)rmdir(dir);
-        printf("%u kills of gmsd; the next answers, its device ready, after %.0f ms (worst %.0f)\n", kills, sum / MAX(kills, 1u), worst);
+        printf("%u kills of gmsd; the next has its device ready after %.0f ms the first time, %.0f ms in the mean, %.0f at worst: "
+               "gms-keeper waits longer from death to death\n",
+               kills, first, sum / MAX(kills, 1u), worst);
         printf("%.0f GiB read and verified, %llu sleeps and wakes, nothing lost\n", (double)bytes / 1073741824.0,
                (unsigned long long)wakes);
         printf("device free: %llu MiB after the first kill, %llu MiB after the last\n", free_first >> 20, free_now >> 20);
