@@ -146,11 +146,11 @@ static struct gms_state state_of(struct gms *g) {
         return s;
 }
 
-/* False when there is no memory: readers of older generations have it. */
+/* False when there is no memory: readers of older generations have it, or workers have died too often of late. */
 static bool build(struct gms *g, uint64_t number) {
         for (uint64_t i = 0, n = 1 + any(PARTS_MAX); i < n; i++) {
                 int r = gms_allocate(g, 8 * (1 + any(PART_MAX / 8)), NULL, NULL);
-                if (r == -ENOMEM)
+                if (r == -ENOMEM || (r == -EIO && strstr(gms_last_error(), "faulted")))
                         return false;
                 check(r, "allocate");
         }
@@ -358,11 +358,11 @@ static void kill_one(void) {
                 dead.daemon = gmsd;
                 dead.last = now_ms();
         }
-        if (what >= 9 && what < 24 && worker) { /* now and then both */
+        if (what >= 10 && what < 15 && worker) { /* now and then both */
                 (void)kill(worker, SIGKILL);
                 dead.workers++;
         }
-        if (what >= 24) {
+        if (what >= 15) {
                 unsigned i = (unsigned)any(CLIENTS);
                 end_client(i, SIGKILL);
                 start_client(i);
