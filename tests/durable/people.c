@@ -65,7 +65,7 @@ void people_come(void) {
         unsigned step = 0;
         for (uint64_t end = now_ms() + 5; until_(end, &step);) {
                 gmsd_fds = MIN(gmsd_fds, count_fds(m.gmsd));
-                keeper_fds = MIN(keeper_fds, count_fds(w.keeper));
+                keeper_fds = MIN(keeper_fds, world_kept());
         }
 
         say(p.sealer.fd, 'g');
@@ -175,7 +175,7 @@ void people_go(void) {
         wait_for(world_about()->sessions == 1 && control.reply->daemon->bytes == 0);
         wait_for(look_device(0).owned == 0);
         world_fds_are(m.gmsd, gmsd_fds);
-        world_fds_are(w.keeper, keeper_fds);
+        world_kept_is(keeper_fds);
         ck_assert_uint_eq(count_fds(getpid()), own_fds);
         world_stop();
 }

@@ -37,6 +37,13 @@ check-durable: $(DURABLE_NEEDS) $(DURABLE) $(FAKECUDA_LIBS)
 	$(Q)$(call with_fakecuda,GMS_TEST_DEVICE=cuda:0 $(DURABLE) $(T))
 check: check-durable
 
+# The deaths once more, with the real systemd for a manager.
+.PHONY: check-durable-systemd
+check-durable-systemd: $(DURABLE_NEEDS) $(DURABLE) systemd-root
+	$(Q)GMS_MANAGER=systemd GMS_TEST_DEVICE=host:64M tests/systemd/run $(SYSTEMD_ROOT) $(abspath $(DURABLE)) crash/ || \
+		{ status=$$?; [ $$status = 77 ] && [ -z "$$SYSTEMD_REQUIRED" ] || exit $$status; }
+check: check-durable-systemd
+
 $(BUILD)/tests/soak: $(BUILD)/obj/tests/durable/soak.o $(BUILD)/libgmsclient.so
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/..' -o $@ $< -L$(BUILD) -lgmsclient
 

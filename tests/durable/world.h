@@ -9,7 +9,8 @@
 #include "raw.h"
 
 struct world {
-        pid_t keeper;
+        pid_t keeper;   /* 0: systemd, with $GMS_MANAGER=systemd, where one manages this user: tests/systemd/run */
+        char unit[64];  /* of systemd */
         char crash[128]; /* $GMS_CRASH */
 };
 extern struct world w;
@@ -52,6 +53,9 @@ void world_state_is(const char *wanted, const char *what);
 /* What About says. */
 Gms__Daemon *world_about(void);
 
+/* How many descriptors the manager keeps (gms-keeper: has open), and waits until it is so many. */
+unsigned world_kept(void);
+void world_kept_is(unsigned n);
 /* Waits until a process has so many descriptors; fails with all of them. */
 void world_fds_are(pid_t pid, unsigned n);
 
