@@ -129,7 +129,7 @@ $(BUILD)/lint/%: % .clang-tidy $(wildcard proto/*.h vmm/*.h daemon/*.h libgmscli
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 deps:
 	$(SUDO) apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(DEPS_APT)
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEPS_APT)
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include
@@ -148,6 +148,6 @@ install: all
 	$(if $(DESTDIR),,ldconfig 2>/dev/null || true)
 
 clean:
-	rm -rf build
+	rm -rf build $(BUILD)
 
 -include $(shell find $(BUILD) -type f -name '*.d' 2>/dev/null)

@@ -149,6 +149,14 @@ static void job_finish_faulted(struct allocator *a, struct job *job) {
         job_finish(a, job, GMS__STATUS__FAULTED, text);
 }
 
+/* Its turn has not come within its deadline: the worker is slow, or away. */
+static void job_finish_late(struct allocator *a, struct job *job) {
+        char text[320];
+        (void)snprintf(text, sizeof(text), "%.31s is %s and has not taken the request within its deadline; wait longer, or see gmsctl status",
+                       a->info.name, a->busy ? "busy" : allocator_state(a));
+        job_finish(a, job, GMS__STATUS__TIMED_OUT, text);
+}
+
 /* ---- the worker's life */
 
 static void allocator_down(struct allocator *a, const char *why, uint64_t now) {
@@ -554,9 +562,16 @@ void allocator_account(struct allocator *a, uint64_t bytes, uint64_t descriptors
         a->descriptors += descriptors;
 }
 
+void allocator_forget(struct allocator *a, uint64_t bytes) {
+        a->owned -= bytes;
+        a->descriptors--;
+}
+
 void allocator_disable(struct allocator *a, const char *why) {
+        assert(list_empty(&a->ready) && list_empty(&a->waiting) && list_empty(&a->unsent) && list_empty(&a->sent));
         a->worker = worker_free(a->worker);
         a->state = STATE_OFF;
+        a->info.total = a->info.free = 0;
         a->failures = FAULTED_AFTER;
         a->info.uuid[0] = 0;
         (void)snprintf(a->info.name, sizeof(a->info.name), "%.31s", a->info.spec);
@@ -608,8 +623,8 @@ void allocator_tick(struct allocator *a, uint64_t now) {
         }
         list_for_safe(j, &a->ready, struct job, link) {
                 bool with_worker = a->busy && &j->link == a->ready.next;
-                if (a->state == STATE_DOWN && !with_worker && j->deadline <= now)
-                        job_finish_faulted(a, j);
+                if (!with_worker && j->deadline <= now)
+                        job_finish_late(a, j);
         }
 }
 
@@ -623,8 +638,8 @@ uint64_t allocator_wake(const struct allocator *a) {
                 wake = MIN(wake, a->heard + SILENCE_MAX);
         list_for(job, &a->waiting, struct job, link)
                 wake = MIN(wake, job->deadline);
-        if (a->state == STATE_DOWN)
-                list_for(job, &a->ready, struct job, link)
+        list_for(job, &a->ready, struct job, link)
+                if (!a->busy || &job->link != a->ready.next)
                         wake = MIN(wake, job->deadline);
         return wake;
 }

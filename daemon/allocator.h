@@ -74,6 +74,8 @@ void allocator_release_consume(struct allocator *a, int fd, uint64_t bytes);
 /* What is known of a device before its worker has answered, from an earlier daemon; memory that daemon left to it. */
 void allocator_remember(struct allocator *a, const struct device_info *info);
 void allocator_account(struct allocator *a, uint64_t bytes, uint64_t descriptors);
+/* One such allocation is nobody's any more here, and somebody else keeps it. */
+void allocator_forget(struct allocator *a, uint64_t bytes);
 
 /* Never use it, and show why: for a device that has no stores yet. */
 void allocator_disable(struct allocator *a, const char *why);

@@ -226,6 +226,7 @@ int config_parse(struct config *c, int argc, char **argv) {
 
         *c = (struct config){ .socket_mode = 0660, .argc = argc, .argv = argv };
         optind = 1;
+        opterr = 0;
         while (r == 0 && (o = getopt_long(argc, argv, "", options, NULL)) >= 0) {
                 switch (o) {
                 case 's':
@@ -247,6 +248,7 @@ int config_parse(struct config *c, int argc, char **argv) {
                         c->worker = true;
                         return 0;
                 default:
+                        log_error("%s: not an option, or its value is missing; see gmsd --help", argv[optind - 1]);
                         return CONFIG_E_USAGE;
                 }
         }

@@ -10,7 +10,7 @@
 #define ALLOCATE_DEADLINE_MS 5000u
 #define LIST_PAGE 64u /* devices, stores or sessions in one answer: each is below 1 KiB */
 
-#define SECONDS_MAX (UINT64_MAX / 4) /* a deadline above this is for ever */
+#define DEADLINE_MAX_MS (UINT64_MAX / 4) /* a deadline above this is for ever */
 
 /* ---- saying what is */
 
@@ -211,8 +211,8 @@ static void hello_ask(struct session *s) {
 }
 
 /* Whoever seals, or adopts what is sealed, will have a successor that must know when it has exited. */
-#define NOT_WATCHED "gmsd cannot see this process (another PID namespace, on a kernel before 6.9?) and could not tell its successor " \
-                    "when it has exited; run gmsd where it sees its clients"
+#define NOT_WATCHED "gmsd cannot see the process that connected (it has exited, or is in another PID namespace on a kernel before 6.9), " \
+                    "and could not tell a successor when its work has stopped; connect from the process that works"
 
 /* Hello, second half: the manager has the session's socket, so that the lock it may get outlives the daemon. */
 void dispatch_hello_kept(struct session *s) {
@@ -252,7 +252,7 @@ static void on_hello(struct session *s, const Gms__Frame *f) {
         }
         s->asked = h->mode;
         s->hello_serial = f->serial;
-        s->wait = !h->deadline || h->deadline->ms > SECONDS_MAX ? UINT64_MAX : h->deadline->ms;
+        s->wait = !h->deadline || h->deadline->ms > DEADLINE_MAX_MS ? UINT64_MAX : h->deadline->ms;
         s->deadline = s->wait == UINT64_MAX ? 0 : now_ms() + s->wait;
         s->label = strdup(h->label);
         s->wanted = strdup(h->store);
@@ -397,7 +397,7 @@ static void on_allocate(struct session *s, const Gms__Frame *f) {
         struct job *job = make_job(s, f->allocate);
         if (!job)
                 return;
-        uint64_t wait = f->allocate->deadline ? MIN(f->allocate->deadline->ms, SECONDS_MAX) : ALLOCATE_DEADLINE_MS;
+        uint64_t wait = f->allocate->deadline ? MIN(f->allocate->deadline->ms, DEADLINE_MAX_MS) : ALLOCATE_DEADLINE_MS;
         job->owner = s;
         job->deadline = now_ms() + wait;
         s->job = job;

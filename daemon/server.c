@@ -27,6 +27,7 @@
 #define STRANGERS_MAX 1024u      /* connections that have not: above this the oldest ends */
 #define PROBE_TIMEOUT_MS 30000
 #define DEVICES_MAX 128u         /* vmm_probe() finds 64 GPUs of one host */
+#define START_PATIENCE_MS 5000u
 #define ALIVE_MS 1000u           /* between signs of life */
 #define MANAGER_RETRY_MS 10u
 #define DUPLICATES_PART 8u       /* of the descriptors, for answers that wait to be read */
@@ -206,7 +207,7 @@ void server_retire_consume(struct server *s, struct device *d, struct retired_it
                 for (size_t i = 0; i < n; i++) {
                         if (items[i].fd < 0)
                                 continue;
-                        allocator_account(d->allocator, -items[i].bytes, UINT64_MAX);
+                        allocator_forget(d->allocator, items[i].bytes);
                         close_fd(items[i].fd);
                         s->durable.unaccounted++;
                 }
@@ -396,9 +397,10 @@ static bool device_distinct(const struct server *s, const struct device *d);
 static void on_device_io(evutil_socket_t fd, short what, void *arg) {
         struct device *d = arg;
         (void)fd, (void)what;
+        bool known = *allocator_info(d->allocator)->uuid; /* it has served, or has memory of an earlier daemon */
         allocator_dispatch(d->allocator, now_ms());
-        /* One that was added since: at the start it is a reason not to serve. */
-        if (d->server->serving && !device_distinct(d->server, d))
+        /* One that comes up later: at the start it is a reason not to serve. */
+        if (d->server->serving && !known && !device_distinct(d->server, d))
                 allocator_disable(d->allocator, "it is another name of a GPU that is served already");
         device_update(d);
 }
@@ -568,9 +570,9 @@ static int add_devices(struct server *s) {
 /* Two names of one GPU would be two accounts of its memory. */
 static bool device_distinct(const struct server *s, const struct device *d) {
         const struct device_info *a = allocator_info(d->allocator);
-        for (const struct device *earlier = s->devices; earlier < d; earlier++) {
-                const struct device_info *b = allocator_info(earlier->allocator);
-                if (!*a->uuid || strcmp(a->uuid, b->uuid) != 0)
+        for (size_t i = 0; i < s->n_devices; i++) {
+                const struct device_info *b = allocator_info(s->devices[i].allocator);
+                if (&s->devices[i] == d || !*a->uuid || strcmp(a->uuid, b->uuid) != 0)
                         continue;
                 log_error("devices %s and %s are the same GPU, %s; name it once", b->spec, a->spec, a->uuid);
                 return false;
@@ -728,12 +730,15 @@ static void on_accept(evutil_socket_t fd, short what, void *arg) {
                         if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
                                 /* They stay in the backlog; trying at once would spin. */
                                 struct timeval tv = in_ms(ACCEPT_PAUSE_MS);
-                                log_warning("accepting pauses: %s", strerror(errno));
+                                if (!s->accept_paused)
+                                        log_warning("accepting pauses: %s", strerror(errno));
+                                s->accept_paused = true;
                                 (void)event_del(s->listening);
                                 (void)evtimer_add(s->resume_accept, &tv);
                         }
                         break;
                 }
+                s->accept_paused = false;
                 struct session *session;
                 if (session_new_consume(&session, s, c) < 0)
                         continue;
@@ -838,8 +843,13 @@ static int server_bind(struct server *s) {
         if (r < 0)
                 return r;
         /* Two daemons that start at once take turns, so that neither removes the other's new socket. */
-        if (flock(dir, LOCK_EX) < 0)
-                return -errno;
+        for (unsigned waited = 0; flock(dir, LOCK_EX | LOCK_NB) < 0; waited += 10) {
+                if (errno != EWOULDBLOCK || waited >= START_PATIENCE_MS) {
+                        log_error("socket %s: somebody has its directory locked: %s; another gmsd that starts?", path, strerror(errno));
+                        return -errno;
+                }
+                (void)usleep(10000);
+        }
         (void)snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
         r = clear_path(path, &address);
         if (r < 0)
@@ -929,7 +939,8 @@ static int add_events(struct server *s) {
         if (!ec)
                 return -ENOMEM;
         (void)event_config_require_features(ec, EV_FEATURE_EARLY_CLOSE);
-        (void)event_config_set_flag(ec, EVENT_BASE_FLAG_NOLOCK);
+        /* A deadline counts from when it was asked for, not from when this turn of the loop began. */
+        (void)event_config_set_flag(ec, EVENT_BASE_FLAG_NOLOCK | EVENT_BASE_FLAG_NO_CACHE_TIME);
         s->base = event_base_new_with_config(ec);
         event_config_free(ec);
         if (!s->base)

@@ -31,6 +31,7 @@ struct server {
         int listen_fd;
         struct event *listening;
         struct event *resume_accept;
+        bool accept_paused;         /* and said so */
         struct event *reap;
         struct event *silence;      /* the oldest connection that has not said anything has had its time */
         struct event *signals[4];
