@@ -25,6 +25,12 @@ include tests/integration/rules.mk
 include tests/durable/rules.mk
 include tests/bench/rules.mk
 include tests/fuzz/rules.mk
+include tests/gpu/rules.mk
+
+# Every program that tests, demonstrates or measures: built, not run.
+tests: $(UNIT_TESTS:%=$(BUILD)/tests/unit_%) $(BUILD)/tests/contract $(BUILD)/tests/integration $(BUILD)/tests/durable \
+	$(BUILD)/tests/gmsd-crash $(BUILD)/tests/soak $(BUILD)/tests/cli/test_cli $(BUILD)/tests/keeper/test_keeper \
+	$(BUILD)/tests/keeper/puppet $(BUILD)/tests/demo/demo $(BUILD)/tests/bench/bench $(BUILD)/tests/takeover \
+	$(FUZZ_TARGETS:%=$(BUILD)/tests/replay_%) fakecuda
 
 .PRECIOUS: $(BUILD)/obj/%.o
-include tests/gpu/rules.mk
