@@ -27,7 +27,9 @@
  * Errors that any call that talks to the daemon may return, besides those it lists
  *   -EINVAL        an argument that can never be right
  *   -ENOTCONN      not connected
- *   -ECONNRESET    the daemon has gone; mappings stay valid, the lock is lost; connect again
+ *   -ECONNRESET    the daemon has gone, and nobody kept the session; mappings stay valid, the lock is lost; connect again.
+ *                  Under a service manager a session outlives its daemon: calls wait for the next one and succeed. A
+ *                  handle of mode NONE has nothing to lose and connects again by itself
  *   -ETIMEDOUT     the daemon said nothing for a minute beyond any deadline; disconnected
  *   -EKEYREVOKED   an administrator took the lock away; disconnect and connect again
  *   -EPROTO        the daemon said something this library does not understand
@@ -121,12 +123,13 @@ struct gms_connect_options {
 };
 
 /*
- * Connects and waits for the lock. For RW_OR_RO and ADOPT, gms_state() tells what was granted. Events of an earlier
+ * Connects and waits for the lock. A daemon that dies before it has answered is asked again when it is back, within the
+ * deadline. For RW_OR_RO and ADOPT, gms_state() tells what was granted. Events of an earlier
  * connection are dropped; its mappings stay as they are: after unmapping, gms_remap_all() brings them back if the
  * structure is the same.
  * -ENOENT       no socket there: gmsd is not running
  * -ECONNREFUSED a socket, but nobody listens: gmsd has died
- * -EACCES       the socket may not be used by this user
+ * -EACCES       the socket may not be used by this user; ADOPT: gmsd cannot see this process, so cannot tell its exit
  * -EPROTONOSUPPORT  no protocol version in common
  * -ENODEV       the daemon has no such device, or this process cannot see that GPU
  * -EIO          the device is faulted
@@ -233,7 +236,8 @@ GMS_PUBLIC int gms_remap_all(struct gms *g, int *ret_changed);
  * Readers: moves to the newest generation at the same addresses. *ret_changed (may be NULL): 0 when there is none newer.
  * Between the old bytes and the new each mapping is away for a moment: the caller makes sure that nobody reads.
  * While everything is unmapped only the session moves, and gms_remap_all() maps the new generation.
- * All or nothing: on failure the old generation is still mapped and held. Should the driver refuse to map the old one
+ * All or nothing: on failure the old generation is still mapped and, unless the connection was lost over it (-EMFILE,
+ * -ECONNRESET), held. Should the driver refuse to map the old one
  * again, the text says so, and gms_attach() tries anew.
  * -ESTALE  the new structure differs, the text says how; a new connection attaches to it
  * -EKEYREJECTED not the identity demanded at connect
@@ -306,7 +310,8 @@ GMS_PUBLIC void gms_metadata_free(struct gms_metadata_list *list);
 /*
  * Writers: fixes the shape (allocations and metadata); contents stay writable, by this writer and by those who adopt the
  * layout after it. A sealed layout survives its writer and is not readable.
- * -EACCES reader; -EBUSY a generation is published: gms_discard() it first.
+ * -EACCES reader, or gmsd cannot see this process (another PID namespace on a kernel before 6.9) and could not tell a
+ * successor when it has exited; -EBUSY a generation is published: gms_discard() it first.
  */
 GMS_PUBLIC int gms_seal(struct gms *g);
 
