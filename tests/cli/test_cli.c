@@ -356,7 +356,7 @@ static void check_harmless(const struct outcome *o) {
 
 /* What could move a terminal gets into no label, tag or identity; letters that a terminal may not have are escaped for it. */
 START_TEST(control_characters) {
-        static const char *const refused[] = { "\x1b[31m", "\xc2\x9b" "31m", "\xe2\x80\xae", "\xff" };
+        static const char *const refused[] = { "\x1b[31m", "\xc2\x9b[31m", "\xe2\x80\xae", "\xff" };
         static const char label[] = "evil \\ gr\xc3\xb6\xc3\x9f" "e";
         static const char *const commands[][4] = {
                 { "sessions" }, { "status" }, { "list" }, { "list", STORE }, { "show", STORE },

@@ -45,7 +45,8 @@ check-durable-systemd: $(DURABLE_NEEDS) $(DURABLE) systemd-root
 check: check-durable-systemd
 
 $(BUILD)/tests/soak: $(BUILD)/obj/tests/durable/soak.o $(BUILD)/libgmsclient.so
-	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/..' -o $@ $< -L$(BUILD) -lgmsclient
+	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/..' -o $@ $< \
+		-L$(BUILD) -lgmsclient
 
 soak: SECONDS ?= 600
 soak: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/soak

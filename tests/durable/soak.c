@@ -401,8 +401,10 @@ static void nothing_left(unsigned keeper_fds, unsigned gmsd_fds) {
                         break;
                 if (now_ms() < end)
                         continue;
-                fprintf(stderr, "soak: left: %" PRIu64 " sessions, %" PRIu64 " bytes, %" PRIu64 " owned; %u descriptors of the keeper "
-                        "instead of %u, %u of gmsd instead of %u\n", last.sessions - 1, last.bytes, owned, k, keeper_fds, s, gmsd_fds);
+                fprintf(stderr,
+                        "soak: left: %" PRIu64 " sessions, %" PRIu64 " bytes, %" PRIu64 " owned; %u descriptors of the keeper instead of "
+                        "%u, %u of gmsd instead of %u\n",
+                        last.sessions - 1, last.bytes, owned, k, keeper_fds, s, gmsd_fds);
                 shared->failed = true;
                 break;
         }
@@ -445,7 +447,8 @@ int main(int argc, char **argv) {
         if (!shared->failed)
                 nothing_left(keeper_fds, gmsd_fds);
         printf("soak: killed %u clients, %u daemons (%" PRIu64 " restarts, away for %" PRIu64 " ms), %u workers; %" PRIu64
-               " sessions, %" PRIu64 " publications, %" PRIu64 " refreshes, %" PRIu64 " naps, %" PRIu64 " adoptions; %.1f GiB verified: %s\n",
+               " sessions, %" PRIu64 " publications, %" PRIu64 " refreshes, %" PRIu64 " naps, %" PRIu64
+               " adoptions; %.1f GiB verified: %s\n",
                dead.clients, dead.daemons, last.restarts, last.away_ms, dead.workers, shared->sessions, shared->publications,
                shared->refreshes, shared->naps, shared->adoptions, (double)shared->verified / (1u << 30),
                shared->failed ? "FAILED" : "nothing lost, nothing left");

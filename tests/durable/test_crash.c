@@ -234,5 +234,6 @@ TEST(crash, every_step, .no_daemon = true, .memory = "64M", .seconds = 120)
         }
         for (size_t i = 0; i < ARRAY_SIZE(points); i++)
                 ck_assert_msg(reached[i] || only, "no action comes to the point %s", points[i]);
-        printf("crash: %zu actions, %u deaths, with %s\n", ARRAY_SIZE(actions), deaths, getenv("GMS_MANAGER") ? "systemd" : "gms-keeper");
+        printf("crash: %zu actions, %u deaths, with %s\n", ARRAY_SIZE(actions), deaths,
+               getenv("GMS_MANAGER") ? "systemd" : "gms-keeper");
 }

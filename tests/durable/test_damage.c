@@ -64,7 +64,7 @@ static void flip_first(void *arg) {
 }
 
 static void remember(void) {
-        _cleanup_close_ int fd = open_journal(&remembered);
+        close_fd(open_journal(&remembered));
 }
 
 /* ---- the tail: one change less, and nobody had been told */

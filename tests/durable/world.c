@@ -73,8 +73,8 @@ static void systemd_start(void) {
         char line[4096];
         (void)snprintf(w.unit, sizeof(w.unit), "gms-test-%d-%u", (int)getpid(), n++);
         (void)snprintf(line, sizeof(line),
-                       "systemd-run --quiet --user --collect --unit=%s -p Type=notify -p FileDescriptorStoreMax=4096 -p Restart=always "
-                       "-p RestartSec=0 -p StartLimitIntervalSec=0 -p StandardError=append:%s -E GMS_CRASH=%s -E LD_LIBRARY_PATH "
+                       "systemd-run --quiet --user --collect --unit=%s -p Type=notify -p FileDescriptorStoreMax=4096 "
+                       "-p Restart=always -p RestartSec=0 -p StartLimitIntervalSec=0 -p StandardError=append:%s -E GMS_CRASH=%s -E LD_LIBRARY_PATH "
                        "-E FAKECUDA_DIR -E FAKECUDA_MEMORY -E FAKECUDA_DEVICES %s --socket %s --device %s 2>&1",
                        w.unit, m.log, w.crash, in_build("tests/gmsd-crash"), m.socket, m.spec);
         free(output_of(line));

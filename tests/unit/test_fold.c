@@ -187,7 +187,8 @@ static bool do_free(struct life *l, struct folded *f, struct client *c) {
         size_t n = 1 + any(ARRAY_SIZE(ids));
         const struct layout *v = c->claim->view;
         for (size_t i = 0; i < n; i++)
-                ids[i] = v && v->n_allocations > 0 && any(12) ? v->allocations[any(v->n_allocations)].id : any(l->last_allocation + 2);
+                ids[i] = v && v->n_allocations > 0 && any(12) ? v->allocations[any(v->n_allocations)].id
+                                                              : any(l->last_allocation + 2);
         struct change c_free = { .type = CHANGE_FREE, .claim = c->claim, .free = { .ids = ids, .n = n } };
         return change(l, f, c->store, &c_free, c);
 }

@@ -30,7 +30,8 @@ static struct claim *change(struct change *c) {
 }
 
 static struct claim *ask(enum lock_want want) {
-        return change(&(struct change){ .type = CHANGE_ASK, .ask = { .want = want, .process = 70 + ids, .id = ++ids } });
+        uint64_t id = ++ids;
+        return change(&(struct change){ .type = CHANGE_ASK, .ask = { .want = want, .process = 70 + id, .id = id } });
 }
 
 static void plain(enum change_type type, struct claim *c) {
