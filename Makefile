@@ -35,7 +35,7 @@ say = $(if $(V),,@printf '  %-8s %s\n' '$(1)' '$(2)';)
 # ---- flags
 
 DEPS_APT := git make gcc clang libc6-dev pkg-config protobuf-c-compiler libprotobuf-c-dev libevent-dev \
-	libsystemd-dev check libxxhash-dev libjansson-dev systemd
+	libsystemd-dev check libxxhash-dev libjansson-dev systemd spin
 
 PACKAGES := libevent_core:libevent-dev libprotobuf-c:libprotobuf-c-dev libsystemd:libsystemd-dev \
 	libxxhash:libxxhash-dev jansson:libjansson-dev check:check

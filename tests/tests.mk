@@ -24,5 +24,6 @@ include tests/systemd/rules.mk
 include tests/integration/rules.mk
 include tests/bench/rules.mk
 include tests/fuzz/rules.mk
+include tests/model/rules.mk
 
 .PRECIOUS: $(BUILD)/obj/%.o
