@@ -65,15 +65,24 @@ void lock_ask(struct lock *lock, struct lock_entry *e) {
         lock->waiting++;
 }
 
+/* Whether the process that is to exit first waits here itself. */
+static bool fence_waits(const struct lock *lock, const struct lock_facts *facts) {
+        list_for(e, &lock->queue, struct lock_entry, link)
+                if (facts->fence != 0 && e->process == facts->fence)
+                        return true;
+        return false;
+}
+
 struct lock_entry *lock_grant(struct lock *lock, const struct lock_facts *facts) {
         bool ahead[_LOCK_MODE_MAX] = {}; /* modes held, or waited for by somebody earlier */
+        bool aside = fence_waits(lock, facts);
         for (int m = 0; m < _LOCK_MODE_MAX; m++)
                 ahead[m] = lock->held[m] > 0;
 
         list_for(e, &lock->queue, struct lock_entry, link) {
                 enum lock_mode mode;
                 enum turn turn = entry_turn(e, facts, &mode);
-                if (turn == TURN_UNPUBLISHED)
+                if (turn == TURN_UNPUBLISHED || (turn == TURN_FENCED && aside))
                         continue;
 
                 bool free = turn == TURN_READY;

@@ -7,7 +7,8 @@
  * waiting writer holds back the readers behind it, nobody starves, and neighbours that are compatible go in together.
  * Two kinds of waiting are not conflicts:
  *   - who can only read waits for a publication while there is none. A writer has to come first, so it holds back nobody;
- *   - who adopts a sealed layout waits until the writer before it has exited: it keeps its place, and holds back others.
+ *   - who adopts a sealed layout waits until the writer before it has exited: it keeps its place, and holds back others, but
+ *     not while that very process waits too: one would wait for the other's exit, and the other for its turn.
  *
  * Pure: no socket, no clock, no descriptor. What the lock cannot know by itself (is something published, is something
  * sealed) comes in as facts. Deadlines are the caller's: lock_leave() ends a wait.

@@ -438,8 +438,23 @@ static void send_owed(struct session *s) {
         }
 }
 
+/*
+ * What a client had sent and nobody had read goes: it is told of the restart, and sends again what is not answered. Read beside
+ * that, a request could be refused once and its copy carried out by a later daemon, when nobody waits for it any more.
+ */
+static void session_drain(struct session *s) {
+        static uint8_t buf[CHANNEL_FRAME_MAX];
+        size_t len;
+        int r;
+        do {
+                _cleanup_(fdset_freep) struct fdset *fds = NULL;
+                r = channel_recv(s->channel.fd, buf, &len, &fds);
+        } while (r == 0 || r == -EINTR);
+}
+
 /* Also to those that wait: they may have to send their Hello again. */
 void session_resumed(struct session *s) {
+        session_drain(s);
         session_send_event(s, GMS__EVENT__KIND__RESUMED);
         if (s->state == SESSION_WAITING && s->claim->lock.held)
                 dispatch_granted(s); /* by the end of one that was not kept */

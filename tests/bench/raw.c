@@ -27,14 +27,15 @@ void raw_open(struct raw *r, const char *path) {
 
 void raw_close(struct raw *r) {
         r->fd = close_fd(r->fd);
+        free(steal_ptr(&r->last));
 }
 
 void raw_send(struct raw *r, Gms__Frame *request) {
-        _cleanup_free_ uint8_t *bytes = NULL;
+        free(steal_ptr(&r->last));
         request->serial = ++r->serial;
-        int e = wire_pack(request, 0, &bytes, &r->sent);
+        int e = wire_pack(request, 0, &r->last, &r->sent);
         if (e == 0)
-                e = channel_send(r->fd, bytes, r->sent, NULL);
+                e = channel_send(r->fd, r->last, r->sent, NULL);
         if (e != 0)
                 bench_die("a request cannot be sent: %d", e);
 }
@@ -47,6 +48,9 @@ Gms__Frame *raw_receive(struct raw *r, struct fdset **ret_fds) {
                 int e = channel_recv(r->fd, buf, &r->received, &fds);
                 if (e != 0 || wire_unpack(buf, r->received, fds ? fds->n : 0, &frame) != 0)
                         bench_die("no answer from gmsd: %d", e);
+                bool resumed = frame->serial == 0 && frame->event && frame->event->kind == GMS__EVENT__KIND__RESUMED;
+                if (resumed && channel_send(r->fd, r->last, r->sent, NULL) != 0)
+                        bench_die("a request cannot be sent again");
                 if (frame->serial == 0)
                         continue;
                 if (frame->status != GMS__STATUS__OK)

@@ -12,6 +12,7 @@ struct raw {
         int fd;
         uint64_t serial;
         size_t sent, received; /* bytes of the last request and reply */
+        uint8_t *last;         /* the last request, to be sent again when gmsd was restarted */
 };
 
 void raw_open(struct raw *r, const char *socket);

@@ -106,6 +106,16 @@ static bool fenced(const struct m_store *s, const struct m_claim *c) {
         return c->want == LOCK_WANT_ADOPT && s->sealed && s->sealed_by != 0 && s->sealed_by != c->process && alive(s->sealed_by);
 }
 
+/* Who waits for a process to exit lets everybody pass while that process waits itself. */
+static bool aside(const struct m_store *s, const struct m_claim *c) {
+        if (!fenced(s, c))
+                return false;
+        for (size_t i = 0; i < s->n; i++)
+                if (s->claims[i].hold == WAITS && s->claims[i].process == s->sealed_by)
+                        return true;
+        return false;
+}
+
 static bool may_go(const struct m_store *s, const struct m_claim *c) {
         enum m_hold hold = would_hold(s, c);
         if (hold == WAITS || fenced(s, c))
@@ -113,7 +123,7 @@ static bool may_go(const struct m_store *s, const struct m_claim *c) {
         for (const struct m_claim *o = s->claims; o < s->claims + s->n; o++) {
                 if (holds(o) && conflict(o->hold, hold))
                         return false;
-                if (o->hold == WAITS && o < c && would_hold(s, o) != WAITS && conflict(would_hold(s, o), hold))
+                if (o->hold == WAITS && o < c && would_hold(s, o) != WAITS && !aside(s, o) && conflict(would_hold(s, o), hold))
                         return false;
         }
         return true;

@@ -37,19 +37,19 @@
  *      RESTARTS=1     so often the daemon dies and comes back; descriptors and journal are modelled
  *      FEW            no discard and no refresh, and who is dead stays dead
  *      LIVE           for the formulas: no deaths, and a session makes few requests
- * Defects, each of which must be found. Those with a star are in the C code: where it and the model part.
+ * Defects, each of which must be found. BREAK_ASIDE, BREAK_WATCH and BREAK_DRAIN were in the C code, and found here.
  *      BREAK_FIFO       a grant looks at holders only
  *      BREAK_QUEUE      who asks is put first
  *      BREAK_MATRIX     UPDATE goes together with UPDATE
  *      BREAK_REFERENCE  what a session works on is not a reference
  *      BREAK_FENCE      ADOPT does not wait for the writer's process
- *    * BREAK_ASIDE      who waits for a process to exit holds back that process itself
- *    * BREAK_WATCH      the fence is a process that nobody watches: it exited before, or only the last daemon watched it
+ *      BREAK_ASIDE      who waits for a process to exit holds back that process itself
+ *      BREAK_WATCH      the fence is a process that nobody watches: it exited before, or only the last daemon watched it
  *      BREAK_ORDER      the answer goes before the record
  *      BREAK_KEEP       the record goes before the descriptor is kept
  *      BREAK_DROP       a descriptor is dropped before the record
  *      BREAK_SERIAL     the record does not say which request it answers
- *    * BREAK_DRAIN      what was in the socket of a restored session is read, beside what is sent again
+ *      BREAK_DRAIN      what was in the socket of a restored session is read, beside what is sent again
  *      BREAK_ORPHANS    kept descriptors that nothing names stay
  */
 
