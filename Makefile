@@ -316,7 +316,7 @@ systemd-root: all
 	$(INSTALL)
 check-systemd: systemd-root
 	$(Q)tests/systemd/run $(SYSTEMD_ROOT) tests/systemd/units || { status=$$?; [ $$status = 77 ] && [ -z "$$SYSTEMD_REQUIRED" ] || exit $$status; }
-check: check-systemd
+check: $(if $(SANITIZE),,check-systemd)
 
 # ---- tests: the whole system
 
@@ -383,7 +383,7 @@ check: check-durable
 check-durable-systemd: $(DURABLE_NEEDS) $(DURABLE) systemd-root
 	$(Q)GMS_MANAGER=systemd GMS_TEST_DEVICE=host:64M tests/systemd/run $(SYSTEMD_ROOT) $(abspath $(DURABLE)) crash/ || \
 		{ status=$$?; [ $$status = 77 ] && [ -z "$$SYSTEMD_REQUIRED" ] || exit $$status; }
-check: check-durable-systemd
+check: $(if $(SANITIZE),,check-durable-systemd)
 
 $(BUILD)/tests/soak: $(BUILD)/obj/tests/durable/soak.o $(BUILD)/libgmsclient.so
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/..' -o $@ $< \
@@ -394,7 +394,7 @@ soak: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/soak
 
 check-soak: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/soak
 	$(Q)$(BUILD)/tests/soak $(call seconds,60) $(SEED)
-check: check-soak
+check: $(if $(SANITIZE),,check-soak)
 
 # ---- tests: what things cost
 
