@@ -152,7 +152,8 @@ static void job_finish_faulted(struct allocator *a, struct job *job) {
 /* Its turn has not come within its deadline: the worker is slow, or away. */
 static void job_finish_late(struct allocator *a, struct job *job) {
         char text[320];
-        (void)snprintf(text, sizeof(text), "%.31s is %s and has not taken the request within its deadline; wait longer, or see gmsctl status",
+        (void)snprintf(text, sizeof(text),
+                       "%.31s is %s and has not taken the request within its deadline; wait longer, or see gmsctl status",
                        a->info.name, a->busy ? "busy" : allocator_state(a));
         job_finish(a, job, GMS__STATUS__TIMED_OUT, text);
 }

@@ -211,8 +211,8 @@ static void hello_ask(struct session *s) {
 }
 
 /* Whoever seals, or adopts what is sealed, will have a successor that must know when it has exited. */
-#define NOT_WATCHED "gmsd cannot see the process that connected (it has exited, or is in another PID namespace on a kernel before 6.9), " \
-                    "and could not tell a successor when its work has stopped; connect from the process that works"
+#define NOT_WATCHED "gmsd cannot see the process that connected (it has exited, or is in another PID namespace on a kernel " \
+                    "before 6.9), and could not tell a successor when its work has stopped; connect from the process that works"
 
 /* Hello, second half: the manager has the session's socket, so that the lock it may get outlives the daemon. */
 void dispatch_hello_kept(struct session *s) {

@@ -376,11 +376,10 @@ static int append_client(struct journal *j, const struct session *session) {
         return append(j, &record);
 }
 
-static int append_snapshot(struct journal *j, const struct durable *d, struct server *s) {
+static int append_snapshot(struct journal *j, const struct durable *d, const struct server *s) {
         int r = append_begin(j, d, s);
         for (size_t i = 0; r == 0 && i < s->n_devices; i++) {
                 const struct device_info *info = allocator_info(s->devices[i].allocator);
-                s->devices[i].recorded = *info->uuid;
                 if (*info->uuid)
                         r = append_device(j, info);
         }
@@ -453,6 +452,8 @@ static int use_next(struct durable *d, struct server *s) {
         d->journal = j;
         d->journal_number = d->number;
         d->live = j->end;
+        for (size_t i = 0; i < s->n_devices; i++)
+                s->devices[i].recorded = *allocator_info(s->devices[i].allocator)->uuid;
         return 0;
 }
 

@@ -99,7 +99,8 @@ int process_open(int socket, const struct process_identity *identity, int *ret_p
         if (identity->key & INODE_KEY) {
                 if (pidfd_key(pidfd) != identity->key)
                         return -ESRCH;
-        } else if (identity->key != 0 && (start_time(identity->pid, &ticks) < 0 || make_key(identity->pid, ticks) != identity->key))
+        } else if (identity->key != 0 &&
+                   (start_time(identity->pid, &ticks) < 0 || make_key(identity->pid, ticks) != identity->key))
                 return -ESRCH;
         *ret_pidfd = steal_fd(&pidfd);
         return 0;

@@ -421,7 +421,8 @@ void device_update(struct device *d) {
                 (void)event_del(d->io);
                 d->io_fd = fd;
                 d->io_events = events;
-                if (fd >= 0 && (event_assign(d->io, d->server->base, fd, events, on_device_io, d) < 0 || event_add(d->io, NULL) < 0))
+                if (fd >= 0 &&
+                    (event_assign(d->io, d->server->base, fd, events, on_device_io, d) < 0 || event_add(d->io, NULL) < 0))
                         log_error("cannot watch the worker of %s", allocator_info(d->allocator)->name);
         }
 
@@ -638,7 +639,8 @@ static void server_begin_serving(struct server *s) {
         if (!durable_records(&s->durable))
                 log_notice("no service manager keeps descriptors: the memory dies with this process");
         if (s->durable.restored)
-                log_notice("resumed: %zu stores, %zu sessions; restart %" PRIu64, s->n_stores, s->n_sessions, s->durable.restarts);
+                log_notice("resumed: %zu stores, %zu sessions; restart %" PRIu64, s->n_stores, s->n_sessions,
+                           s->durable.restarts);
         tell_resumed(s);
         on_alive(-1, 0, s);
         fdstore_say(s->durable.manager, "READY=1\nSTATUS=serving");
@@ -845,7 +847,8 @@ static int server_bind(struct server *s) {
         /* Two daemons that start at once take turns, so that neither removes the other's new socket. */
         for (unsigned waited = 0; flock(dir, LOCK_EX | LOCK_NB) < 0; waited += 10) {
                 if (errno != EWOULDBLOCK || waited >= START_PATIENCE_MS) {
-                        log_error("socket %s: somebody has its directory locked: %s; another gmsd that starts?", path, strerror(errno));
+                        log_error("socket %s: somebody has its directory locked: %s; another gmsd that starts?", path,
+                                  strerror(errno));
                         return -errno;
                 }
                 (void)usleep(10000);

@@ -287,7 +287,8 @@ static void session_post(struct session *s, uint8_t *bytes, size_t len, struct f
         int r = channel_post_consume(&s->channel, bytes, len, fds, server_duplicates_left(s->server));
         s->server->duplicates += s->channel.held - held;
         if (r == -EMFILE)
-                log_info("%s: does not read its answers, and their descriptors are in everybody's way; ending it", session_name(s));
+                log_info("%s: does not read its answers, and their descriptors are in everybody's way; ending it",
+                         session_name(s));
         else if (r < 0)
                 log_warning("%s: cannot answer: %s; ending it", session_name(s), strerror(-r));
         if (r != 0 || (s->state == SESSION_CLOSING && channel_idle(&s->channel)))

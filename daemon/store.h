@@ -128,7 +128,7 @@ struct change {
                 } settle;
                 struct {
                         bool force;
-                        struct claim *by; /* who asked, of this store or another; NULL: nobody with a claim. For the record only */
+                        struct claim *by; /* who asked, of any store; NULL: nobody with a claim. For the record only */
                 } clear;
                 struct {
                         uint64_t process;
