@@ -25,6 +25,21 @@ static int append(struct layout *l, const Gms__Allocation *a, struct mapping **r
         return 0;
 }
 
+/* Appends what must be the next of the known mappings, at its addresses. -ESTALE without a text when it is not. */
+static int append_same(const struct layout *known, struct layout *fresh, const Gms__Allocation *a, struct mapping **ret_m) {
+        const struct mapping *old = &known->at[fresh->n];
+        if (fresh->n == known->n || !stale_same(old, a))
+                return -ESTALE;
+        struct mapping *m;
+        int r = append(fresh, a, &m);
+        if (r < 0)
+                return r;
+        m->address = old->address;
+        m->region = old->region;
+        *ret_m = m;
+        return 0;
+}
+
 /*
  * Maps the session's layout into `fresh`, at new addresses. With `vacate` in a quicker way, in which another thread of the
  * program may take the addresses first: -EEXIST.
@@ -94,14 +109,10 @@ static int bring_same(struct gms *g, struct layout *fresh, uint64_t generation) 
 
         while ((r = pages_next(&p, &a, &fd)) > 0) {
                 const struct mapping *old = &known->at[fresh->n];
-                if (fresh->n == known->n || !stale_same(old, a))
-                        return -ESTALE;
                 struct mapping *m;
-                r = append(fresh, a, &m);
+                r = append_same(known, fresh, a, &m);
                 if (r < 0)
                         return r;
-                m->address = old->address;
-                m->region = old->region;
                 m->mapped = old->mapped;
                 m->access = m->want = old->access;
                 if (!m->mapped)
@@ -235,15 +246,10 @@ static int import_all(struct gms *g, uint64_t generation, struct layout *fresh, 
         h->m = fresh->at;
 
         while ((r = pages_next(&p, &a, &fd)) > 0) {
-                const struct mapping *old = &known->at[fresh->n];
-                if (fresh->n == known->n || !stale_same(old, a))
-                        return -ESTALE;
                 struct mapping *m;
-                r = append(fresh, a, &m);
+                r = append_same(known, fresh, a, &m);
                 if (r < 0)
                         return r;
-                m->address = old->address;
-                m->region = old->region;
                 r = vmm_import(g->vmm, fd, m->aligned, &h->at[h->n]);
                 if (r != 0)
                         return error_vmm(g->vmm, r, "import an allocation");
