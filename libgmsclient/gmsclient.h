@@ -305,6 +305,254 @@ GMS_PUBLIC int gms_metadata_delete(struct gms *g, const char *const *keys, size_
 
 GMS_PUBLIC void gms_metadata_free(struct gms_metadata_list *list);
 
+/* ---- pools: many small pieces in few large allocations */
+
+/*
+ * Sub-allocation for writers. An allocation costs a reader 20-40 us and a descriptor to attach, however small it is; a
+ * pool takes large ones (slabs) from the handle and hands out pieces of them. Slabs grow with the pool, so that a small
+ * one wastes little and a large one has few; what is larger than a slab gets one of its own, of just its size. When the
+ * device is short of memory smaller slabs are tried before -ENOMEM. Allocating and freeing are O(1), and any thread may
+ * do both. What a piece is, metadata says: (slot, offset).
+ */
+struct gms_pool;
+
+struct gms_pool_options {
+        uint32_t size;
+        uint32_t reserved;
+        const char *tag;   /* of the slabs, as in gms_allocate(); NULL: "slab" */
+        uint64_t expected; /* bytes that will be asked for in all, when that is known: fewer and fuller slabs. 0: unknown */
+        uint64_t slab_max; /* bytes; the largest slab that is taken ahead of demand. 0: 2 GiB, 16 GiB when `expected` is given */
+};
+
+/* A piece of a slab. */
+struct gms_piece {
+        uint32_t size;
+        uint32_t reserved;
+        uint64_t slot;    /* of the slab */
+        uint64_t offset;  /* bytes into it */
+        uint64_t bytes;   /* asked for */
+        uint64_t address; /* of the slab's mapping + offset */
+};
+
+/*
+ * Makes a pool on a writer's handle; `options` may be NULL. Takes no memory yet. The handle stays open until the pool is
+ * closed, even if gms_close() comes first. -EINVAL, -ENOMEM, -EACCES not a writer, -ENOTCONN.
+ */
+GMS_PUBLIC int gms_pool_open(struct gms_pool **ret_pool, struct gms *g, const struct gms_pool_options *options);
+
+/* Forgets the pool. Its slabs stay what they are: allocations of the layout. NULL is allowed. */
+GMS_PUBLIC void gms_pool_close(struct gms_pool *p);
+
+/*
+ * A piece of at least `bytes` at a multiple of `alignment`: a power of two up to the device's granularity, 0 for 256.
+ * -EINVAL bytes 0, or such an alignment; else as gms_allocate(). No round trip unless a slab is needed.
+ */
+GMS_PUBLIC int gms_pool_allocate(struct gms_pool *p, uint64_t bytes, uint64_t alignment, struct gms_piece *ret);
+
+/*
+ * Gives a piece back, by its address. Neighbours that are free become one. A slab of which nothing is used goes back to the
+ * device, but for one that is kept for the next allocation; gms_pool_trim() gives that back as well. What was
+ * published or sealed since is only marked free. -ENOENT no piece begins there.
+ */
+GMS_PUBLIC int gms_pool_free(struct gms_pool *p, uint64_t address);
+
+/* Gives back all slabs of which nothing is used. Do so before gms_commit(). Errors as gms_free(). */
+GMS_PUBLIC int gms_pool_trim(struct gms_pool *p);
+
+struct gms_pool_stats {
+        uint32_t size;
+        uint32_t slabs;
+        uint64_t reserved;     /* bytes of all slabs: what the device gives */
+        uint64_t allocated;    /* bytes of all pieces, as rounded and aligned */
+        uint64_t requested;    /* bytes of all pieces, as asked for */
+        uint64_t largest_free; /* bytes of the largest free piece */
+        uint64_t pieces;
+        uint64_t reserved_peak;
+        uint64_t requested_peak;
+};
+
+/*
+ * Fragmentation by the field's definitions: internal is 1 - requested / allocated, external is 1 - largest_free /
+ * (reserved - allocated), and reserved / requested is what a byte costs in all.
+ */
+GMS_PUBLIC int gms_pool_stats(struct gms_pool *p, struct gms_pool_stats *ret);
+
+/*
+ * PyTorch's pluggable allocator: torch.cuda.memory.CUDAPluggableAllocator("libgmsclient.so.1", "gms_torch_alloc",
+ * "gms_torch_free"), best inside a torch.cuda.MemPool. The pair carries neither session nor tag: gms_torch_use() says which
+ * pool (and with it which session and tag) its device's allocations come from, for all threads of the process, until
+ * gms_torch_clear(). Neither synchronises: a freed piece is used again once the work that its stream had then is done.
+ */
+GMS_PUBLIC int gms_torch_use(struct gms_pool *p);   /* -EBUSY another pool is in use for this GPU; -ENODEV host memory */
+GMS_PUBLIC int gms_torch_clear(struct gms_pool *p); /* -ENOENT it is not in use. Pieces stay, and can be freed */
+/* `device` is the ordinal in this process, `stream` a CUstream. NULL: no pool is in use for it, or no memory. */
+GMS_PUBLIC void *gms_torch_alloc(ptrdiff_t bytes, int device, void *stream);
+GMS_PUBLIC void gms_torch_free(void *address, ptrdiff_t bytes, int device, void *stream);
+
+/* ---- tensors: a manifest over metadata */
+
+/*
+ * A layout's tensors are metadata entries with the key "tensor/NAME" whose value is the message Tensor of gms.proto. The
+ * layout hash covers them: names, types, shapes and places are structure.
+ */
+
+enum {
+        /* safetensors' types, by their names there */
+        GMS_DTYPE_BOOL = 1,
+        GMS_DTYPE_U8 = 2,
+        GMS_DTYPE_I8 = 3,
+        GMS_DTYPE_U16 = 4,
+        GMS_DTYPE_I16 = 5,
+        GMS_DTYPE_U32 = 6,
+        GMS_DTYPE_I32 = 7,
+        GMS_DTYPE_U64 = 8,
+        GMS_DTYPE_I64 = 9,
+        GMS_DTYPE_F16 = 10,
+        GMS_DTYPE_BF16 = 11,
+        GMS_DTYPE_F32 = 12,
+        GMS_DTYPE_F64 = 13,
+        GMS_DTYPE_C64 = 14,         /* complex: two F32 */
+        GMS_DTYPE_F8_E4M3 = 15,
+        GMS_DTYPE_F8_E5M2 = 16,
+        GMS_DTYPE_F8_E8M0 = 17,
+        GMS_DTYPE_F8_E4M3FNUZ = 18,
+        GMS_DTYPE_F8_E5M2FNUZ = 19,
+        GMS_DTYPE_F4 = 20,          /* E2M1; two elements a byte */
+        GMS_DTYPE_F6_E2M3 = 21,     /* four elements in three bytes */
+        GMS_DTYPE_F6_E3M2 = 22
+};
+
+/* "BF16"; NULL for what is no type. */
+GMS_PUBLIC const char *gms_dtype_name(uint32_t dtype);
+/* GMS_DTYPE_* by its name; 0 for what is none. */
+GMS_PUBLIC uint32_t gms_dtype_find(const char *name);
+/* Bits of one element; 0 for what is no type. */
+GMS_PUBLIC uint32_t gms_dtype_bits(uint32_t dtype);
+
+enum {
+        GMS_TENSOR_PARAMETER = 1, /* shared by all readers, and read-only */
+        GMS_TENSOR_BUFFER = 2     /* written by its users: each takes a copy of its own */
+};
+
+#define GMS_RANK_MAX 64
+
+struct gms_tensor {
+        uint32_t size;
+        uint32_t dtype;           /* GMS_DTYPE_* */
+        uint32_t kind;            /* GMS_TENSOR_*; 0: PARAMETER */
+        uint32_t rank;            /* dimensions, at most GMS_RANK_MAX; 0: a scalar */
+        const char *name;         /* 1 to 505 bytes */
+        const int64_t *shape;     /* elements, `rank` of them */
+        const int64_t *strides;   /* elements, not negative; NULL when put: C-contiguous. Never NULL in lists */
+        uint64_t slot;
+        uint64_t offset;          /* bytes into the allocation, of the first element */
+        uint64_t bytes;           /* from the first element to the end of the last; ignored when put */
+        uint64_t storage_offset;  /* bytes into the allocation: the storage that it is a view of, with others of the same ... */
+        uint64_t storage_bytes;   /* ... place. 0 when put: it is alone in a storage of just its bytes */
+        uint64_t address;         /* of the first element; 0 while unmapped, and when put */
+};
+
+/* Tensors that the library owns, ascending by name (bytes); release with gms_tensors_free(). */
+struct gms_tensor_list {
+        uint32_t size;
+        uint32_t n;
+        struct gms_tensor *tensors;
+};
+
+/*
+ * Writers: puts n tensors, replacing those of the same names; batches as gms_metadata_put(). Several names may have the
+ * same place (tied weights). -EINVAL a type, shape, stride or name that cannot be; -ERANGE not inside its allocation or
+ * storage; -ENOENT no such slot; -EACCES; -EBUSY sealed.
+ */
+GMS_PUBLIC int gms_tensors_put(struct gms *g, const struct gms_tensor *tensors, size_t n);
+
+/*
+ * All tensors of the session's layout, with their addresses where that is mapped. One round trip for some ten thousand
+ * of them.
+ * -EBADMSG an entry "tensor/..." is no tensor, or points outside of its allocation: the text names it.
+ */
+GMS_PUBLIC int gms_tensors_list(struct gms *g, struct gms_tensor_list *ret);
+
+/* The tensors of what rests in any store, without a lock; addresses are 0. Errors as gms_query_metadata(), and -EBADMSG. */
+GMS_PUBLIC int gms_query_tensors(struct gms *g, const char *store, struct gms_tensor_list *ret);
+
+/* By its name, in O(log n); NULL when there is none. The list's. */
+GMS_PUBLIC const struct gms_tensor *gms_tensors_find(const struct gms_tensor_list *list, const char *name);
+
+GMS_PUBLIC void gms_tensors_free(struct gms_tensor_list *list);
+
+/*
+ * A mapped tensor for any framework that takes DLPack: `versioned` 0 makes a DLManagedTensor, 1 a
+ * DLManagedTensorVersioned of version 1.x, with the read-only flag when the mapping is. No copy. Its deleter may be
+ * called from any thread: until then the handle behind it stays open with its lock and mapping, even if gms_close()
+ * comes first. gms_unmap_all() takes the memory away under it all the same, and gms_remap_all() brings it back.
+ * -EACCES unmapped, or without access; -EOPNOTSUPP DLPack has no such type; -ENOENT the handle knows no such slot.
+ */
+GMS_PUBLIC int gms_dlpack(struct gms *g, const struct gms_tensor *tensor, int versioned, void **ret_managed);
+
+/* ---- checkpoints: safetensors files */
+
+/*
+ * Model files, to be read into a store or compared with one. Nothing here starts a thread: any number of the caller's share
+ * the work by calling gms_checkpoint_work(); eight saturate a PCIe 5 link on an H200. What the page cache has is read from
+ * there, the rest with O_DIRECT; the bytes go through page-locked buffers.
+ */
+struct gms_checkpoint;
+
+/*
+ * Opens safetensors files, or one directory: by its *.safetensors.index.json if it has one, else all its *.safetensors.
+ * Reads and checks the headers; talks to nobody.
+ * -ENOENT and the like: a file cannot be opened; -EBADMSG a file is not what it should be: the text says which, where (byte
+ * offset) and why; -EEXIST the same tensor twice; -ENOMEM.
+ */
+GMS_PUBLIC int gms_checkpoint_open(struct gms_checkpoint **ret_checkpoint, const char *const *paths, size_t n);
+
+/* Forgets it. No thread is inside gms_checkpoint_work() any more. NULL is allowed. */
+GMS_PUBLIC void gms_checkpoint_close(struct gms_checkpoint *c);
+
+/*
+ * Begins loading into what the writer `g` builds: allocates slabs for all of it. `tag` as in gms_allocate(). Errors as
+ * there. The handle is the checkpoint's alone until gms_checkpoint_finish().
+ */
+GMS_PUBLIC int gms_checkpoint_load(struct gms_checkpoint *c, struct gms *g, const char *tag);
+
+/*
+ * Begins comparing with the attached layout of `g`, byte for byte. -ENOENT a tensor is missing there; -EBADMSG one has
+ * another type or shape, or is one too many there.
+ */
+GMS_PUBLIC int gms_checkpoint_verify(struct gms_checkpoint *c, struct gms *g);
+
+/*
+ * Takes part in the work until none is left, it failed in any thread, or it was cancelled. Holds 16 MiB of page-locked
+ * memory meanwhile.
+ * -ECANCELED; -EIO a read failed; -EBADMSG a file was changed meanwhile; -EILSEQ verifying: bytes differ, the text says
+ * where first.
+ */
+GMS_PUBLIC int gms_checkpoint_work(struct gms_checkpoint *c);
+
+/* From any thread, and from a signal handler: work ends with -ECANCELED within milliseconds. */
+GMS_PUBLIC void gms_checkpoint_cancel(struct gms_checkpoint *c);
+
+struct gms_checkpoint_progress {
+        uint32_t size;
+        uint32_t files;
+        uint64_t tensors;
+        uint64_t total; /* bytes of all tensors */
+        uint64_t done;  /* of them */
+        uint64_t direct; /* of those done, bytes read with O_DIRECT; the others came from the page cache */
+};
+
+/* From any thread, at any time; costs nothing. -EINVAL. */
+GMS_PUBLIC int gms_checkpoint_progress(struct gms_checkpoint *c, struct gms_checkpoint_progress *ret);
+
+/*
+ * After all work is done. Loading: puts the tensors into the layout, which the caller then commits. Writes the content's
+ * identity, "xxh3-128:" and 32 hexadecimal digits, into `identity` of GMS_IDENTITY_SIZE bytes (may be NULL): a digest of
+ * names, types, shapes and bytes, the same however they are spread over files. It finds accidents, not forgers.
+ * -EBUSY work is left. Errors as gms_tensors_put().
+ */
+GMS_PUBLIC int gms_checkpoint_finish(struct gms_checkpoint *c, char *identity);
+
 /* ---- publishing */
 
 /*
