@@ -111,7 +111,10 @@ GMS_PUBLIC const char *gms_last_error(void);
  */
 GMS_PUBLIC int gms_open(struct gms **ret_handle, const char *socket, const char *store);
 
-/* Disconnects, unmaps everything, gives all addresses back and frees the handle. NULL is allowed. */
+/*
+ * Disconnects, unmaps everything, gives all addresses back and frees the handle; while a pool or an exported tensor needs it,
+ * the last of those does. The caller uses it no more. NULL is allowed.
+ */
 GMS_PUBLIC void gms_close(struct gms *g);
 
 struct gms_connect_options {

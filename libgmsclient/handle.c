@@ -138,6 +138,7 @@ int gms_open(struct gms **ret_handle, const char *socket, const char *store) {
         _cleanup_(handle_freep) struct gms *g = calloc(1, sizeof(*g));
         if (!g)
                 return error_errno(-ENOMEM, "gms_open");
+        g->refs = 1;
         g->pid = getpid();
         g->deadline_ms = 5000;
         g->events = (struct events){ .epoll_fd = -1, .event_fd = -1 };
@@ -173,9 +174,7 @@ static void handle_abandon(struct gms *g) {
         handle_free(g);
 }
 
-void gms_close(struct gms *g) {
-        if (!g)
-                return;
+static void handle_close(struct gms *g) {
         if (g->pid != getpid()) {
                 handle_abandon(g);
                 return;
@@ -186,6 +185,21 @@ void gms_close(struct gms *g) {
         conn_close(&g->conn);
         (void)pthread_mutex_destroy(&g->mutex);
         handle_free(g);
+}
+
+struct gms *handle_ref(struct gms *g) {
+        (void)__atomic_add_fetch(&g->refs, 1, __ATOMIC_RELAXED);
+        return g;
+}
+
+struct gms *handle_unref(struct gms *g) {
+        if (g && __atomic_sub_fetch(&g->refs, 1, __ATOMIC_ACQ_REL) == 0)
+                handle_close(g);
+        return NULL;
+}
+
+void gms_close(struct gms *g) {
+        (void)handle_unref(g);
 }
 
 /* ---- connecting */

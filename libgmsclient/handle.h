@@ -26,6 +26,7 @@ struct device {
 };
 
 struct gms {
+        unsigned refs; /* the caller's, and one for each thing that outlives gms_close(): a pool, an exported tensor */
         pthread_mutex_t mutex;
         pid_t pid; /* whose handle it is */
         char *socket;
@@ -53,6 +54,13 @@ struct gms {
 int handle_enter(struct gms *g, struct gms **ret_held);
 void handle_leave(struct gms **held);
 #define _cleanup_handle_ _cleanup_(handle_leave)
+
+/*
+ * What uses the handle's session and mappings by itself keeps it open. The last unref closes it; in a forked child it frees
+ * the child's copy only. Any thread, with the handle not entered.
+ */
+struct gms *handle_ref(struct gms *g);
+struct gms *handle_unref(struct gms *g);
 
 /* Enters, and demands a session: -ENOTCONN. */
 int handle_enter_session(struct gms *g, struct gms **ret_held);
