@@ -16,6 +16,7 @@ typedef unsigned long long CUdeviceptr;
 typedef unsigned long long CUmemGenericAllocationHandle;
 typedef struct CUctx_st *CUcontext;
 typedef struct CUstream_st *CUstream;
+typedef struct CUevent_st *CUevent;
 
 typedef struct CUuuid_st {
         char bytes[16];
@@ -31,7 +32,10 @@ typedef enum cudaError_enum {
         CUDA_ERROR_INVALID_CONTEXT = 201,
         CUDA_ERROR_OPERATING_SYSTEM = 304,
         CUDA_ERROR_INVALID_HANDLE = 400,
+        CUDA_ERROR_NOT_READY = 600,
         CUDA_ERROR_ILLEGAL_ADDRESS = 700,
+        CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED = 712,
+        CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED = 713,
         CUDA_ERROR_NOT_PERMITTED = 800,
         CUDA_ERROR_NOT_SUPPORTED = 801,
         CUDA_ERROR_UNKNOWN = 999,
@@ -72,6 +76,14 @@ typedef enum CUmemAllocationGranularity_flags_enum {
         CU_MEM_ALLOC_GRANULARITY_MINIMUM = 0x0,
         CU_MEM_ALLOC_GRANULARITY_RECOMMENDED = 0x1,
 } CUmemAllocationGranularity_flags;
+
+typedef enum CUstream_flags_enum {
+        CU_STREAM_NON_BLOCKING = 0x1,
+} CUstream_flags;
+
+typedef enum CUevent_flags_enum {
+        CU_EVENT_DISABLE_TIMING = 0x2,
+} CUevent_flags;
 
 typedef struct CUmemLocation_st {
         CUmemLocationType type;
@@ -135,6 +147,16 @@ typedef struct CUmemAccessDesc_st {
         X(cuStreamSynchronize, (CUstream stream))                                                                      \
         X(cuMemcpyHtoD_v2, (CUdeviceptr to, const void *from, size_t size))                                            \
         X(cuMemcpyDtoH_v2, (void *to, CUdeviceptr from, size_t size))                                                  \
+        X(cuMemHostRegister_v2, (void *p, size_t size, unsigned flags))                                                \
+        X(cuMemHostUnregister, (void *p))                                                                              \
+        X(cuStreamCreate, (CUstream * stream, unsigned flags))                                                         \
+        X(cuStreamDestroy_v2, (CUstream stream))                                                                       \
+        X(cuMemcpyHtoDAsync_v2, (CUdeviceptr to, const void *from, size_t size, CUstream stream))                      \
+        X(cuMemcpyDtoHAsync_v2, (void *to, CUdeviceptr from, size_t size, CUstream stream))                            \
+        X(cuEventCreate, (CUevent * event, unsigned flags))                                                            \
+        X(cuEventRecord, (CUevent event, CUstream stream))                                                             \
+        X(cuEventQuery, (CUevent event))                                                                               \
+        X(cuEventDestroy_v2, (CUevent event))                                                                          \
         X(cuMemsetD8_v2, (CUdeviceptr to, unsigned char value, size_t n))                                              \
         X(cuMemGetAllocationPropertiesFromHandle, (CUmemAllocationProp * prop, CUmemGenericAllocationHandle handle))
 

@@ -120,3 +120,17 @@ int vmm_copy_in(struct vmm *v, uint64_t address, const void *from, uint64_t size
 int vmm_copy_out(struct vmm *v, uint64_t address, void *to, uint64_t size) {
         return size == 0 ? 0 : v->ops->copy_out(v, address, to, size);
 }
+
+int vmm_fence_record(struct vmm *v, void *stream, uint64_t *ret_fence) {
+        *ret_fence = 0;
+        return v->ops->fence_record ? v->ops->fence_record(v, stream, ret_fence) : 0;
+}
+
+bool vmm_fence_passed(struct vmm *v, uint64_t fence) {
+        return fence == 0 || v->ops->fence_passed(v, fence);
+}
+
+void vmm_fence_free(struct vmm *v, uint64_t fence) {
+        if (fence != 0)
+                v->ops->fence_free(v, fence);
+}

@@ -7,7 +7,7 @@
  * here knows of stores, locks or sockets. One file a kind: vmm_host.c (memfd), vmm_cuda.c (the CUDA driver).
  *
  * Sizes and addresses are bytes and multiples of device.granularity, unless said otherwise. Not thread-safe: the owner
- * of a struct vmm serialises its calls. On failure vmm->text says what the driver said.
+ * of a struct vmm serialises its calls, but for stages and fences. On failure vmm->text says what the driver said.
  */
 #include "base.h"
 
@@ -39,6 +39,8 @@ struct vmm {
 /* An imported allocation, meaningful to its vmm only. */
 typedef uint64_t vmm_handle;
 
+struct vmm_stage;
+
 struct vmm_ops {
         struct vmm *(*free)(struct vmm *v);
         int (*create)(struct vmm *v, uint64_t size, int *ret_fd);
@@ -56,6 +58,13 @@ struct vmm_ops {
         int (*unmap)(struct vmm *v, uint64_t address, uint64_t size);
         int (*copy_in)(struct vmm *v, uint64_t address, const void *from, uint64_t size);
         int (*copy_out)(struct vmm *v, uint64_t address, void *to, uint64_t size);
+        int (*stage_open)(struct vmm_stage *s); /* NULL: ordinary memory will do */
+        void (*stage_close)(struct vmm_stage *s);
+        int (*stage_copy)(struct vmm_stage *s, uint64_t address, void *memory, uint64_t size, bool in);
+        int (*stage_wait)(struct vmm_stage *s);
+        int (*fence_record)(struct vmm *v, void *stream, uint64_t *ret_fence); /* NULL: nothing is ever under way */
+        bool (*fence_passed)(struct vmm *v, uint64_t fence);
+        void (*fence_free)(struct vmm *v, uint64_t fence);
 };
 
 /*
@@ -135,6 +144,37 @@ int vmm_unmap(struct vmm *v, uint64_t address, uint64_t size);
  */
 int vmm_copy_in(struct vmm *v, uint64_t address, const void *from, uint64_t size);
 int vmm_copy_out(struct vmm *v, uint64_t address, void *to, uint64_t size);
+
+/*
+ * A stage: memory of this process from which and to which copies run in the background, at the full speed of the link (CUDA:
+ * page-locked, with a stream of its own, in the primary context). What is queued on one stage is done in order. Different
+ * stages of one vmm may be used by different threads at once, and beside its other calls; one stage by one thread at a
+ * time. `size` is rounded up to pages. 0, VMM_E_REFUSED, negative errno, with a sentence in `text`.
+ */
+int vmm_stage_open(struct vmm_stage **ret_stage, struct vmm *v, uint64_t size, char *text, size_t text_size);
+/* Waits for what is queued. */
+struct vmm_stage *vmm_stage_free(struct vmm_stage *s);
+void *vmm_stage_memory(const struct vmm_stage *s);
+/* Queues a copy between mapped memory and a part of the stage's. 0, VMM_E_REFUSED. */
+int vmm_stage_copy_in(struct vmm_stage *s, uint64_t address, const void *from, uint64_t size);
+int vmm_stage_copy_out(struct vmm_stage *s, uint64_t address, void *to, uint64_t size);
+/* Until all that was queued is done. 0, VMM_E_REFUSED: something of it failed. */
+int vmm_stage_wait(struct vmm_stage *s);
+/* What the last failure was. */
+const char *vmm_stage_text(const struct vmm_stage *s);
+
+/*
+ * A fence: whether the work that a stream of this process had when it was recorded is done. Never waits. From any thread.
+ * Host memory has no work under way: every fence is 0 and has passed. Recording: 0, VMM_E_REFUSED (a stream that is being
+ * captured, say).
+ */
+int vmm_fence_record(struct vmm *v, void *stream, uint64_t *ret_fence);
+bool vmm_fence_passed(struct vmm *v, uint64_t fence);
+void vmm_fence_free(struct vmm *v, uint64_t fence);
+
+static inline void vmm_stage_freep(struct vmm_stage **s) {
+        *s = vmm_stage_free(*s);
+}
 
 static inline void vmm_freep(struct vmm **v) {
         *v = vmm_free(*v);

@@ -24,7 +24,7 @@ struct vmm_cuda {
         const struct cuda_driver *driver;
         CUdevice device;
         CUmemAllocationProp prop;
-        CUcontext context; /* the primary one, retained by the first copy */
+        CUcontext context; /* the primary one, retained by what first needs it, in whatever thread */
 
         const struct nvml *nvml; /* NULL: nobody tells the free memory */
         struct nvml_device *nvml_device;
@@ -36,7 +36,7 @@ static struct vmm_cuda *to_cuda(struct vmm *v) {
         return container_of(v, struct vmm_cuda, vmm);
 }
 
-/* `code` 0 stays 0: most operations are one call and end in this. */
+/* A CUDA_SUCCESS is 0: most operations are one call and end in this. */
 static int result(struct vmm_cuda *c, const char *call, CUresult r) {
         return r == CUDA_SUCCESS ? 0
                                  : vmm_fail(&c->vmm, VMM_E_REFUSED, "%s: %s", call, cuda_driver_error(c->driver, r));
@@ -223,13 +223,20 @@ static int cuda_attach(struct vmm *v, int fd, uint64_t address, uint64_t size, e
 
 /* ---- copying */
 
-static int enter_context(struct vmm_cuda *c) {
-        if (!c->context) {
-                int r = result(c, "cuDevicePrimaryCtxRetain", c->driver->cuDevicePrimaryCtxRetain(&c->context, c->device));
-                if (r != 0)
+/* What failed is named in *ret_call. From any thread. */
+static CUresult enter_context(struct vmm_cuda *c, const char **ret_call) {
+        CUcontext context = __atomic_load_n(&c->context, __ATOMIC_ACQUIRE);
+        if (!context) {
+                *ret_call = "cuDevicePrimaryCtxRetain";
+                CUresult r = c->driver->cuDevicePrimaryCtxRetain(&context, c->device);
+                if (r != CUDA_SUCCESS)
                         return r;
+                CUcontext before = NULL; /* another thread may have been here meanwhile: one retain is enough */
+                if (!__atomic_compare_exchange_n(&c->context, &before, context, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+                        (void)c->driver->cuDevicePrimaryCtxRelease_v2(c->device);
         }
-        return result(c, "cuCtxPushCurrent", c->driver->cuCtxPushCurrent_v2(c->context));
+        *ret_call = "cuCtxPushCurrent";
+        return c->driver->cuCtxPushCurrent_v2(context);
 }
 
 /* The thread may have a context of its own, and finds it again as it was. */
@@ -240,24 +247,122 @@ static void leave_context(struct vmm_cuda *c) {
 
 static int cuda_copy_in(struct vmm *v, uint64_t address, const void *from, uint64_t size) {
         struct vmm_cuda *c = to_cuda(v);
-        int r = enter_context(c);
-        if (r != 0)
-                return r;
-        r = result(c, "cuMemcpyHtoD", c->driver->cuMemcpyHtoD_v2(address, from, size));
-        if (r == 0) /* the call may return with the last bytes still on their way out of its staging buffer */
-                r = result(c, "cuStreamSynchronize", c->driver->cuStreamSynchronize(NULL));
+        const char *call;
+        CUresult r = enter_context(c, &call);
+        if (r != CUDA_SUCCESS)
+                return result(c, call, r);
+        r = c->driver->cuMemcpyHtoD_v2(address, from, size);
+        call = "cuMemcpyHtoD";
+        if (r == CUDA_SUCCESS) { /* it may return with the last bytes still on their way out of its staging buffer */
+                r = c->driver->cuStreamSynchronize(NULL);
+                call = "cuStreamSynchronize";
+        }
         leave_context(c);
-        return r;
+        return result(c, call, r);
 }
 
 static int cuda_copy_out(struct vmm *v, uint64_t address, void *to, uint64_t size) {
         struct vmm_cuda *c = to_cuda(v);
-        int r = enter_context(c);
-        if (r != 0)
-                return r;
-        r = result(c, "cuMemcpyDtoH", c->driver->cuMemcpyDtoH_v2(to, address, size));
+        const char *call;
+        CUresult r = enter_context(c, &call);
+        if (r != CUDA_SUCCESS)
+                return result(c, call, r);
+        r = c->driver->cuMemcpyDtoH_v2(to, address, size);
         leave_context(c);
-        return r;
+        return result(c, "cuMemcpyDtoH", r);
+}
+
+/* ---- stages */
+
+static int stage_result(struct vmm_stage *s, const char *call, CUresult r) {
+        if (r == CUDA_SUCCESS)
+                return 0;
+        (void)snprintf(s->text, sizeof(s->text), "%s: %s", call, cuda_driver_error(to_cuda(s->vmm)->driver, r));
+        return VMM_E_REFUSED;
+}
+
+static int cuda_stage_open(struct vmm_stage *s) {
+        struct vmm_cuda *c = to_cuda(s->vmm);
+        const char *call;
+        CUstream stream = NULL;
+        CUresult r = enter_context(c, &call);
+        if (r != CUDA_SUCCESS)
+                return stage_result(s, call, r);
+
+        r = c->driver->cuMemHostRegister_v2(s->memory, s->size, 0);
+        call = "cuMemHostRegister";
+        if (r == CUDA_SUCCESS) {
+                r = c->driver->cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING);
+                call = "cuStreamCreate";
+                if (r != CUDA_SUCCESS)
+                        (void)c->driver->cuMemHostUnregister(s->memory);
+        }
+        leave_context(c);
+        s->queue = stream;
+        return stage_result(s, call, r);
+}
+
+static void cuda_stage_close(struct vmm_stage *s) {
+        struct vmm_cuda *c = to_cuda(s->vmm);
+        const char *call;
+        if (enter_context(c, &call) != CUDA_SUCCESS)
+                return;
+        (void)c->driver->cuStreamSynchronize(s->queue);
+        (void)c->driver->cuStreamDestroy_v2(s->queue);
+        (void)c->driver->cuMemHostUnregister(s->memory);
+        leave_context(c);
+}
+
+static int cuda_stage_copy(struct vmm_stage *s, uint64_t address, void *memory, uint64_t size, bool in) {
+        struct vmm_cuda *c = to_cuda(s->vmm);
+        const char *call;
+        CUresult r = enter_context(c, &call);
+        if (r != CUDA_SUCCESS)
+                return stage_result(s, call, r);
+        r = in ? c->driver->cuMemcpyHtoDAsync_v2(address, memory, size, s->queue)
+               : c->driver->cuMemcpyDtoHAsync_v2(memory, address, size, s->queue);
+        leave_context(c);
+        return stage_result(s, in ? "cuMemcpyHtoDAsync" : "cuMemcpyDtoHAsync", r);
+}
+
+static int cuda_stage_wait(struct vmm_stage *s) {
+        struct vmm_cuda *c = to_cuda(s->vmm);
+        const char *call;
+        CUresult r = enter_context(c, &call);
+        if (r != CUDA_SUCCESS)
+                return stage_result(s, call, r);
+        r = c->driver->cuStreamSynchronize(s->queue);
+        leave_context(c);
+        return stage_result(s, "cuStreamSynchronize", r);
+}
+
+/* ---- fences */
+
+static int cuda_fence_record(struct vmm *v, void *stream, uint64_t *ret_fence) {
+        struct vmm_cuda *c = to_cuda(v);
+        const char *call;
+        CUevent event;
+        if (enter_context(c, &call) != CUDA_SUCCESS)
+                return VMM_E_REFUSED;
+        CUresult r = c->driver->cuEventCreate(&event, CU_EVENT_DISABLE_TIMING);
+        if (r == CUDA_SUCCESS) {
+                r = c->driver->cuEventRecord(event, stream);
+                if (r == CUDA_SUCCESS)
+                        *ret_fence = (uintptr_t)event;
+                else
+                        (void)c->driver->cuEventDestroy_v2(event);
+        }
+        leave_context(c);
+        return r == CUDA_SUCCESS ? 0 : VMM_E_REFUSED;
+}
+
+/* A context that was lost will do no more work, either. */
+static bool cuda_fence_passed(struct vmm *v, uint64_t fence) {
+        return to_cuda(v)->driver->cuEventQuery((CUevent)(uintptr_t)fence) != CUDA_ERROR_NOT_READY;
+}
+
+static void cuda_fence_free(struct vmm *v, uint64_t fence) {
+        (void)to_cuda(v)->driver->cuEventDestroy_v2((CUevent)(uintptr_t)fence);
 }
 
 /* ---- opening */
@@ -276,6 +381,13 @@ static const struct vmm_ops cuda_ops = {
         .unmap = cuda_unmap,
         .copy_in = cuda_copy_in,
         .copy_out = cuda_copy_out,
+        .stage_open = cuda_stage_open,
+        .stage_close = cuda_stage_close,
+        .stage_copy = cuda_stage_copy,
+        .stage_wait = cuda_stage_wait,
+        .fence_record = cuda_fence_record,
+        .fence_passed = cuda_fence_passed,
+        .fence_free = cuda_fence_free,
 };
 
 static void format_uuid(const CUuuid *uuid, char *text, size_t size) {

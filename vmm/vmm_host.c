@@ -286,27 +286,35 @@ static int host_protect(struct vmm *v, uint64_t address, uint64_t size, enum vmm
  * itself would be a SIGSEGV, so that a copy into a read-only mapping is refused as the CUDA driver refuses it; and one
  * call is cheaper than a fault for every page. A kernel before 5.14 cannot, and the copy is just tried.
  */
-static int make_ready(struct vmm *v, uint64_t address, uint64_t size, int advice, const char *what) {
+static int make_ready(uint64_t address, uint64_t size, int advice, char *text, size_t text_size) {
         if (madvise(NULL, 0, advice) < 0)
                 return 0;
         uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), start = address / page * page;
-        if (madvise(to_ptr(start), address + size - start, advice) < 0)
-                return vmm_fail(v, VMM_E_REFUSED, "%llu bytes at 0x%llx are not %s: %s", (unsigned long long)size,
-                                (unsigned long long)address, what, strerror(errno));
-        return 0;
+        if (madvise(to_ptr(start), address + size - start, advice) == 0)
+                return 0;
+        (void)snprintf(text, text_size, "%llu bytes at 0x%llx are not %s: %s", (unsigned long long)size,
+                       (unsigned long long)address, advice == MADV_POPULATE_WRITE ? "writable" : "readable", strerror(errno));
+        return VMM_E_REFUSED;
 }
 
 static int host_copy_in(struct vmm *v, uint64_t address, const void *from, uint64_t size) {
-        int r = make_ready(v, address, size, MADV_POPULATE_WRITE, "writable");
+        int r = make_ready(address, size, MADV_POPULATE_WRITE, v->text, sizeof(v->text));
         if (r == 0)
                 memcpy(to_ptr(address), from, size);
         return r;
 }
 
 static int host_copy_out(struct vmm *v, uint64_t address, void *to, uint64_t size) {
-        int r = make_ready(v, address, size, MADV_POPULATE_READ, "readable");
+        int r = make_ready(address, size, MADV_POPULATE_READ, v->text, sizeof(v->text));
         if (r == 0)
                 memcpy(to, to_ptr(address), size);
+        return r;
+}
+
+static int host_stage_copy(struct vmm_stage *s, uint64_t address, void *memory, uint64_t size, bool in) {
+        int r = make_ready(address, size, in ? MADV_POPULATE_WRITE : MADV_POPULATE_READ, s->text, sizeof(s->text));
+        if (r == 0)
+                memcpy(in ? to_ptr(address) : memory, in ? memory : to_ptr(address), size);
         return r;
 }
 
@@ -326,6 +334,7 @@ static const struct vmm_ops host_ops = {
         .unmap = host_unmap,
         .copy_in = host_copy_in,
         .copy_out = host_copy_out,
+        .stage_copy = host_stage_copy,
 };
 
 int vmm_host_open(struct vmm **ret_vmm, bool huge) {

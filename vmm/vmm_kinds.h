@@ -8,6 +8,14 @@
  */
 #include "vmm.h"
 
+struct vmm_stage {
+        struct vmm *vmm;
+        void *memory;
+        uint64_t size;
+        void *queue; /* the kind's */
+        char text[200];
+};
+
 /* Writes the text of a failure and returns `code`, so that both fit into one return statement. */
 _printf_(3, 4) int vmm_fail(struct vmm *v, int code, const char *format, ...);
 

@@ -699,6 +699,80 @@ START_TEST(copies_need_a_context) {
 }
 END_TEST
 
+/* Page-locked memory, as stages have it. */
+static void *registered(uint64_t size) {
+        void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        ck_assert(p != MAP_FAILED);
+        ck_ok(d->cuMemHostRegister_v2(p, size, 0));
+        return p;
+}
+
+START_TEST(queued_copies_are_done_when_the_stream_is) {
+        CUdeviceptr at = map_fd(create_fd(SIZE), SIZE, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+        _cleanup_free_ uint64_t *words = pattern(SIZE, 12);
+        CUstream stream;
+        enter_context();
+        char *from = registered(SIZE), *to = registered(SIZE);
+        ck_ok(d->cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+        memcpy(from, words, SIZE);
+        ck_ok(d->cuMemcpyHtoDAsync_v2(at, from, SIZE - 5, stream));
+        ck_ok(d->cuMemcpyHtoDAsync_v2(at + SIZE - 5, from + SIZE - 5, 5, stream));
+        ck_ok(d->cuMemcpyDtoHAsync_v2(to, at, SIZE, stream));
+        ck_ok(d->cuStreamSynchronize(stream));
+        ck_assert_int_eq(memcmp(to, words, SIZE), 0);
+        ck_ok(d->cuStreamDestroy_v2(stream));
+        ck_ok(d->cuMemHostUnregister(from));
+        ck_ok(d->cuMemHostUnregister(to));
+}
+END_TEST
+
+START_TEST(a_queued_copy_to_read_only_memory_is_refused_at_once) {
+        CUdeviceptr at = map_fd(create_fd(SIZE), SIZE, CU_MEM_ACCESS_FLAGS_PROT_READ);
+        CUstream stream;
+        enter_context();
+        char *memory = registered(UNIT);
+        ck_ok(d->cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+        ck_result(d->cuMemcpyHtoDAsync_v2(at, memory, UNIT, stream), CUDA_ERROR_INVALID_VALUE);
+        ck_ok(d->cuMemcpyDtoHAsync_v2(memory, at, UNIT, stream));
+        ck_ok(d->cuStreamSynchronize(stream)); /* and the context is unharmed */
+}
+END_TEST
+
+START_TEST(memory_is_registered_once) {
+        enter_context();
+        char *memory = registered(UNIT);
+        ck_result(d->cuMemHostRegister_v2(memory, UNIT, 0), CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
+        ck_ok(d->cuMemHostUnregister(memory));
+        ck_result(d->cuMemHostUnregister(memory), CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
+}
+END_TEST
+
+START_TEST(an_event_passes_with_the_work_before_it) {
+        CUdeviceptr at = map_fd(create_fd(SIZE), SIZE, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+        CUstream stream;
+        CUevent event;
+        enter_context();
+        char *memory = registered(SIZE);
+        ck_ok(d->cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+        ck_ok(d->cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+        ck_ok(d->cuEventQuery(event)); /* never recorded: nothing to wait for */
+        for (unsigned i = 0; i < 16; i++)
+                ck_ok(d->cuMemcpyHtoDAsync_v2(at, memory, SIZE, stream));
+        ck_ok(d->cuEventRecord(event, stream));
+        CUresult r = d->cuEventQuery(event); /* which of the two is a matter of time */
+        ck_assert(r == CUDA_SUCCESS || r == CUDA_ERROR_NOT_READY);
+        CUcontext ours;
+        ck_ok(d->cuCtxPopCurrent_v2(&ours));
+        r = d->cuEventQuery(event); /* needs no context of the thread's */
+        ck_assert(r == CUDA_SUCCESS || r == CUDA_ERROR_NOT_READY);
+        ck_ok(d->cuCtxPushCurrent_v2(ours));
+        ck_ok(d->cuStreamSynchronize(stream));
+        ck_ok(d->cuEventQuery(event));
+        ck_ok(d->cuCtxPopCurrent_v2(&ours));
+        ck_ok(d->cuEventDestroy_v2(event));
+}
+END_TEST
+
 START_TEST(nothing_works_in_a_forked_child) {
         int status, n;
         pid_t pid = fork();
@@ -786,6 +860,10 @@ static Suite *contract_suite(void) {
         tcase_add_test(calls, fabric_handles_need_a_channel);
         tcase_add_test(calls, only_its_own_descriptors_are_imported);
         tcase_add_test(calls, copies_need_a_context);
+        tcase_add_test(calls, queued_copies_are_done_when_the_stream_is);
+        tcase_add_test(calls, a_queued_copy_to_read_only_memory_is_refused_at_once);
+        tcase_add_test(calls, memory_is_registered_once);
+        tcase_add_test(calls, an_event_passes_with_the_work_before_it);
         tcase_add_test(calls, nothing_works_in_a_forked_child);
         suite_add_tcase(s, calls);
 

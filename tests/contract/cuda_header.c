@@ -68,6 +68,12 @@ struct fact {
         VALUE(CUDA_ERROR_NOT_PERMITTED),                                        \
         VALUE(CUDA_ERROR_NOT_SUPPORTED),                                        \
         VALUE(CUDA_ERROR_UNKNOWN),                                              \
+        VALUE(CUDA_ERROR_NOT_READY),                                            \
+        VALUE(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED),                       \
+        VALUE(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED),                           \
+        VALUE(CU_STREAM_NON_BLOCKING),                                          \
+        VALUE(CU_EVENT_DISABLE_TIMING),                                         \
+        SIZE(CUevent),                                                          \
         VALUE(CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED),         \
         VALUE(CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED), \
         VALUE(CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED),     \

@@ -69,7 +69,10 @@ static inline const char *fakecuda_name(enum fakecuda_function f) {
         X(CUDA_ERROR_INVALID_CONTEXT)                                                                         \
         X(CUDA_ERROR_OPERATING_SYSTEM)                                                                        \
         X(CUDA_ERROR_INVALID_HANDLE)                                                                          \
+        X(CUDA_ERROR_NOT_READY)                                                                               \
         X(CUDA_ERROR_ILLEGAL_ADDRESS)                                                                         \
+        X(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED)                                                          \
+        X(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED)                                                              \
         X(CUDA_ERROR_NOT_PERMITTED)                                                                           \
         X(CUDA_ERROR_NOT_SUPPORTED)                                                                           \
         X(CUDA_ERROR_UNKNOWN)

@@ -61,6 +61,7 @@ static struct fake_memory *memory[FAKE_DEVICES_MAX];
 static struct CUctx_st contexts[FAKE_DEVICES_MAX];
 static struct handle *handles;
 static struct ranges chunks, reservations, mappings;
+static struct ranges registered; /* host memory */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 static __thread CUcontext stack[32];
@@ -653,6 +654,112 @@ CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t size) {
         if (r == CUDA_SUCCESS)
                 memcpy(to, to_ptr(from), size);
         return r;
+}
+
+/* ---- streams: what is queued is done at once */
+
+struct CUstream_st {
+        CUcontext context;
+};
+
+struct CUevent_st {
+        bool recorded;
+};
+
+CUresult cuStreamCreate(CUstream *stream, unsigned flags) {
+        ENTER(cuStreamCreate);
+        if (depth == 0)
+                return CUDA_ERROR_INVALID_CONTEXT;
+        if (flags & ~(unsigned)CU_STREAM_NON_BLOCKING)
+                return CUDA_ERROR_INVALID_VALUE;
+        *stream = malloc(sizeof(**stream));
+        if (!*stream)
+                return CUDA_ERROR_OUT_OF_MEMORY;
+        (*stream)->context = stack[depth - 1];
+        return CUDA_SUCCESS;
+}
+
+CUresult cuStreamDestroy_v2(CUstream stream) {
+        ENTER(cuStreamDestroy_v2);
+        free(stream);
+        return CUDA_SUCCESS;
+}
+
+CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t size, CUstream stream) {
+        ENTER(cuMemcpyHtoDAsync_v2);
+        (void)stream;
+        LOCKED;
+        CUresult r = check_access(to, size, PROT_WRITE);
+        if (r == CUDA_SUCCESS)
+                memcpy(to_ptr(to), from, size);
+        return r;
+}
+
+CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t size, CUstream stream) {
+        ENTER(cuMemcpyDtoHAsync_v2);
+        (void)stream;
+        LOCKED;
+        CUresult r = check_access(from, size, PROT_READ);
+        if (r == CUDA_SUCCESS)
+                memcpy(to, to_ptr(from), size);
+        return r;
+}
+
+CUresult cuEventCreate(CUevent *event, unsigned flags) {
+        ENTER(cuEventCreate);
+        if (depth == 0)
+                return CUDA_ERROR_INVALID_CONTEXT;
+        if (flags & ~(unsigned)CU_EVENT_DISABLE_TIMING)
+                return CUDA_ERROR_INVALID_VALUE;
+        *event = calloc(1, sizeof(**event));
+        return *event ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult cuEventRecord(CUevent event, CUstream stream) {
+        ENTER(cuEventRecord);
+        (void)stream;
+        if (!event)
+                return CUDA_ERROR_INVALID_HANDLE;
+        event->recorded = true;
+        return CUDA_SUCCESS;
+}
+
+CUresult cuEventQuery(CUevent event) {
+        ENTER(cuEventQuery);
+        return event ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+
+CUresult cuEventDestroy_v2(CUevent event) {
+        ENTER(cuEventDestroy_v2);
+        if (!event)
+                return CUDA_ERROR_INVALID_HANDLE;
+        free(event);
+        return CUDA_SUCCESS;
+}
+
+/* ---- page-locked memory: what is registered is remembered, and nothing more comes of it */
+
+CUresult cuMemHostRegister_v2(void *p, size_t size, unsigned flags) {
+        ENTER(cuMemHostRegister_v2);
+        LOCKED;
+        if (depth == 0)
+                return CUDA_ERROR_INVALID_CONTEXT;
+        if (flags != 0 || size == 0)
+                return CUDA_ERROR_INVALID_VALUE;
+        if (ranges_touch(&registered, (uintptr_t)p, size))
+                return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+        struct range range = { .start = (uintptr_t)p, .size = size };
+        return ranges_insert(&registered, range) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult cuMemHostUnregister(void *p) {
+        ENTER(cuMemHostUnregister);
+        LOCKED;
+        size_t i = ranges_find(&registered, (uintptr_t)p);
+        if (i == registered.n || registered.at[i].start != (uintptr_t)p)
+                return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+        ranges_remove(&registered, i, 1);
+        return CUDA_SUCCESS;
 }
 
 CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t n) {

@@ -13,6 +13,7 @@
 #include <check.h>
 #include <dirent.h>
 #include <libgen.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -410,6 +411,76 @@ START_TEST(a_write_to_a_read_only_mapping_is_a_fault) {
 }
 END_TEST
 
+/* ---- stages */
+
+#define STAGE (3 * MIB)
+
+struct copier {
+        uint64_t at, size;
+        bool failed;
+};
+
+/* Through a stage of its own: in, and out again into another part of it. */
+static void *copy_around(void *arg) {
+        struct copier *c = arg;
+        struct vmm_stage *s = NULL;
+        char words[200];
+        c->failed = vmm_stage_open(&s, vmm, STAGE, words, sizeof(words)) != 0;
+        for (uint64_t done = 0, n; !c->failed && done < c->size; done += n) {
+                n = MIN(STAGE / 2 - 7, c->size - done);
+                char *from = vmm_stage_memory(s), *to = from + STAGE / 2;
+                memset(from, (int)(done % 251 + 1), n);
+                memset(to, 0, n);
+                c->failed = vmm_stage_copy_in(s, c->at + done, from, n) != 0 || vmm_stage_copy_out(s, c->at + done, to, n) != 0 ||
+                            vmm_stage_wait(s) != 0 || memcmp(from, to, n) != 0;
+        }
+        (void)vmm_stage_free(s);
+        return NULL;
+}
+
+START_TEST(stages_copy_from_many_threads) {
+        pthread_t threads[4];
+        struct copier c[ARRAY_SIZE(threads)];
+        open_kind(kinds[_i]);
+        uint64_t size = SIZE * ARRAY_SIZE(threads), at = attach(create(size), size, VMM_ACCESS_READ_WRITE);
+        for (size_t i = 0; i < ARRAY_SIZE(threads); i++) {
+                c[i] = (struct copier){ .at = at + i * SIZE, .size = SIZE };
+                ck_assert_int_eq(pthread_create(&threads[i], NULL, copy_around, &c[i]), 0);
+        }
+        for (size_t i = 0; i < ARRAY_SIZE(threads); i++) {
+                ck_assert_int_eq(pthread_join(threads[i], NULL), 0);
+                ck_assert(!c[i].failed);
+        }
+        detach(at, size);
+}
+END_TEST
+
+START_TEST(stages_keep_to_the_access) {
+        struct vmm_stage *s;
+        open_kind(kinds[_i]);
+        uint64_t at = attach(create(SIZE), SIZE, VMM_ACCESS_READ);
+        ck_r(vmm_stage_open(&s, vmm, 1, text, sizeof(text)), 0);
+        char *memory = vmm_stage_memory(s);
+        memory[0] = 'x';
+        ck_assert_int_eq(vmm_stage_copy_in(s, at, memory, 1), VMM_E_REFUSED);
+        ck_assert_str_ne(vmm_stage_text(s), "");
+        ck_assert_int_eq(vmm_stage_copy_out(s, at, memory, 1), 0);
+        ck_assert_int_eq(vmm_stage_wait(s), 0);
+        ck_assert_int_eq(memory[0], 0);
+        ck_assert_ptr_null(vmm_stage_free(s));
+}
+END_TEST
+
+START_TEST(fences_pass) {
+        uint64_t fence;
+        open_kind(kinds[_i]);
+        ck_vmm(vmm_fence_record(vmm, NULL, &fence));
+        while (!vmm_fence_passed(vmm, fence))
+                ;
+        vmm_fence_free(vmm, fence);
+}
+END_TEST
+
 START_TEST(out_of_descriptors) {
         open_kind(kinds[_i]);
         int fd = create(SIZE), fds[64], n = 0;
@@ -628,6 +699,14 @@ START_TEST(the_callers_context_stays_current) {
         put(at, "x");
         ck_holds(at, "x");
         ck_r(vmm_copy_in(vmm, at + SIZE, "x", 1), VMM_E_REFUSED);
+        struct vmm_stage *s;
+        uint64_t fence;
+        ck_r(vmm_stage_open(&s, vmm, 1, text, sizeof(text)), 0);
+        ck_assert_int_eq(vmm_stage_copy_out(s, at, vmm_stage_memory(s), 1), 0);
+        ck_assert_int_eq(vmm_stage_wait(s), 0);
+        (void)vmm_stage_free(s);
+        ck_vmm(vmm_fence_record(vmm, NULL, &fence));
+        vmm_fence_free(vmm, fence);
         (void)vmm_free(vmm);
         ck_assert_int_eq(d->cuCtxPopCurrent_v2(&popped), CUDA_SUCCESS);
         ck_assert_ptr_eq(popped, mine);
@@ -702,6 +781,45 @@ START_TEST(delays_are_for_so_many_calls) {
 }
 END_TEST
 
+static unsigned calls_of(const char *function) {
+        return fakecuda_calls(knobs(), function);
+}
+
+START_TEST(a_stage_that_fails_leaves_nothing) {
+        static const char *const calls[] = { "cuDevicePrimaryCtxRetain", "cuMemHostRegister_v2", "cuStreamCreate" };
+        struct vmm_stage *s;
+        open_kind("cuda:0");
+        unsigned before = calls_of("cuMemHostUnregister");
+        for (size_t i = 0; i < ARRAY_SIZE(calls); i++) {
+                fakecuda_fail(knobs(), calls[i], CUDA_ERROR_OUT_OF_MEMORY, 1);
+                ck_r(vmm_stage_open(&s, vmm, STAGE, text, sizeof(text)), VMM_E_REFUSED);
+                ck_assert_int_eq(strncmp(text, calls[i], 10), 0);
+        }
+        ck_assert_uint_eq(calls_of("cuMemHostUnregister"), before + 1);
+        ck_r(vmm_stage_open(&s, vmm, STAGE, text, sizeof(text)), 0);
+        fakecuda_fail(knobs(), "cuStreamSynchronize", CUDA_ERROR_ILLEGAL_ADDRESS, 1);
+        ck_assert_int_eq(vmm_stage_wait(s), VMM_E_REFUSED);
+        ck_assert_str_eq(vmm_stage_text(s), "cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS");
+        (void)vmm_stage_free(s);
+}
+END_TEST
+
+START_TEST(a_fence_waits_for_the_driver) {
+        uint64_t fence;
+        open_kind("cuda:0");
+        unsigned before = calls_of("cuEventDestroy_v2");
+        fakecuda_fail(knobs(), "cuEventRecord", CUDA_ERROR_UNKNOWN, 1);
+        ck_r(vmm_fence_record(vmm, NULL, &fence), VMM_E_REFUSED);
+        ck_assert_uint_eq(calls_of("cuEventDestroy_v2"), before + 1);
+        ck_vmm(vmm_fence_record(vmm, NULL, &fence));
+        fakecuda_fail(knobs(), "cuEventQuery", CUDA_ERROR_NOT_READY, 2);
+        ck_assert(!vmm_fence_passed(vmm, fence));
+        ck_assert(!vmm_fence_passed(vmm, fence));
+        ck_assert(vmm_fence_passed(vmm, fence));
+        vmm_fence_free(vmm, fence);
+}
+END_TEST
+
 static void clear_knobs(void) {
         fakecuda_clear(knobs());
 }
@@ -727,6 +845,9 @@ static void add_kinds(Suite *s) {
         tcase_add_loop_test(t, refuses_to_map_more_than_there_is, 0, n);
         tcase_add_loop_test(t, two_processes, 0, n);
         tcase_add_loop_test(t, a_write_to_a_read_only_mapping_is_a_fault, 0, n);
+        tcase_add_loop_test(t, stages_copy_from_many_threads, 0, n);
+        tcase_add_loop_test(t, stages_keep_to_the_access, 0, n);
+        tcase_add_loop_test(t, fences_pass, 0, n);
         tcase_add_loop_test(t, out_of_descriptors, 0, n);
         tcase_add_loop_test(t, more_than_there_is, 0, n);
         tcase_add_loop_test(t, host_memory_keeps_its_size, 0, 2);
@@ -748,6 +869,8 @@ static void add_bad_days(Suite *s) {
         tcase_add_test(t, what_the_driver_says_is_told);
         tcase_add_test(t, a_failing_attach_leaves_nothing);
         tcase_add_test(t, the_callers_context_stays_current);
+        tcase_add_test(t, a_stage_that_fails_leaves_nothing);
+        tcase_add_test(t, a_fence_waits_for_the_driver);
         tcase_add_test(t, a_creator_that_crashes_leaves_no_memory);
         tcase_add_test(t, a_hanging_creator_holds_its_memory_until_it_is_killed);
         tcase_add_test(t, what_hangs_goes_on_when_cleared);
