@@ -193,7 +193,7 @@ static int make_layout(const Gmsj__LayoutImage *from, struct layout **ret_layout
                 r = metadata_new(&entry, m->key, m->slot, m->offset, m->value.data, m->value.len);
                 if (r < 0)
                         return r;
-                layout_put(l, entry);
+                layout_put(l, &entry, 1);
         }
         *ret_layout = steal_ptr(&l);
         return 0;

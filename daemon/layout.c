@@ -122,7 +122,7 @@ int metadata_new(struct metadata **ret_entry, const char *key, uint64_t slot, ui
         struct metadata *m = malloc(sizeof(*m) + key_size + 1 + value_size);
         if (!m)
                 return -ENOMEM;
-        *m = (struct metadata){ .slot = slot, .offset = offset, .value_size = value_size, .key_size = key_size };
+        *m = (struct metadata){ .slot = slot, .offset = offset, .value_size = value_size, .key_size = (uint32_t)key_size };
         memcpy(m->key, key, key_size + 1);
         if (value_size)
                 memcpy(m->key + key_size + 1, value, value_size);
@@ -130,8 +130,9 @@ int metadata_new(struct metadata **ret_entry, const char *key, uint64_t slot, ui
         return 0;
 }
 
-size_t layout_find_key(const struct layout *l, const char *key, bool *ret_found) {
-        size_t low = 0, high = l->n_metadata;
+/* Among the first `n` entries. */
+static size_t find_key(const struct layout *l, size_t n, const char *key, bool *ret_found) {
+        size_t low = 0, high = n;
         *ret_found = false;
         while (low < high) {
                 size_t mid = low + (high - low) / 2;
@@ -146,6 +147,10 @@ size_t layout_find_key(const struct layout *l, const char *key, bool *ret_found)
         return low;
 }
 
+size_t layout_find_key(const struct layout *l, const char *key, bool *ret_found) {
+        return find_key(l, l->n_metadata, key, ret_found);
+}
+
 int layout_reserve_metadata(struct layout *l, size_t n) {
         return grow((void **)&l->metadata, &l->room_metadata, l->n_metadata + n, sizeof(*l->metadata));
 }
@@ -154,28 +159,77 @@ static size_t metadata_bytes(const struct metadata *m) {
         return m->key_size + m->value_size;
 }
 
-void layout_put(struct layout *l, struct metadata *m) {
-        bool found;
-        size_t i = layout_find_key(l, m->key, &found);
-        if (found) {
-                l->metadata_bytes -= metadata_bytes(l->metadata[i]);
-                free(l->metadata[i]);
-        } else {
-                assert(l->n_metadata < l->room_metadata);
-                memmove(&l->metadata[i + 1], &l->metadata[i], (l->n_metadata - i) * sizeof(*l->metadata));
-                l->n_metadata++;
+static int compare_entry(const void *a, const void *b) {
+        const struct metadata *x = *(struct metadata *const *)a, *y = *(struct metadata *const *)b;
+        int c = strcmp(x->key, y->key);
+        return c ? c : (x->order > y->order) - (x->order < y->order);
+}
+
+/* The entries in order of their keys, each key once, as it was named last; how many. */
+static size_t sort_entries(struct metadata **entries, size_t n) {
+        size_t kept = 0;
+        for (size_t i = 0; i < n; i++)
+                entries[i]->order = (uint32_t)i;
+        if (n > 0)
+                qsort(entries, n, sizeof(*entries), compare_entry);
+        for (size_t i = 0; i < n; i++) {
+                if (kept > 0 && strcmp(entries[kept - 1]->key, entries[i]->key) == 0)
+                        free(entries[--kept]);
+                entries[kept++] = entries[i];
         }
-        l->metadata[i] = m;
-        l->metadata_bytes += metadata_bytes(m);
+        return kept;
+}
+
+/* Puts those in place whose keys are there; moves the others to the front; how many these are. */
+static size_t replace_entries(struct layout *l, struct metadata **entries, size_t n) {
+        size_t fresh = 0;
+        for (size_t i = 0; i < n; i++) {
+                bool found;
+                size_t at = layout_find_key(l, entries[i]->key, &found);
+                l->metadata_bytes += metadata_bytes(entries[i]);
+                if (!found) {
+                        entries[fresh++] = entries[i];
+                        continue;
+                }
+                l->metadata_bytes -= metadata_bytes(l->metadata[at]);
+                free(l->metadata[at]);
+                l->metadata[at] = entries[i];
+        }
+        return fresh;
+}
+
+void layout_put(struct layout *l, struct metadata **entries, size_t n) {
+        size_t fresh = replace_entries(l, entries, sort_entries(entries, n));
+        size_t end = l->n_metadata, to = end + fresh; /* from the back: what lies above an entry moves there, then the entry */
+        assert(to <= l->room_metadata);
+        l->n_metadata = to;
+        while (fresh > 0) {
+                bool found;
+                struct metadata *m = entries[--fresh];
+                size_t at = find_key(l, end, m->key, &found);
+                to -= end - at;
+                memmove(&l->metadata[to], &l->metadata[at], (end - at) * sizeof(*l->metadata));
+                end = at;
+                l->metadata[--to] = m;
+        }
+        for (size_t i = 0; i < n; i++)
+                entries[i] = NULL;
         l->hashed = false;
 }
 
-void layout_delete(struct layout *l, size_t i) {
-        assert(i < l->n_metadata);
-        l->metadata_bytes -= metadata_bytes(l->metadata[i]);
-        free(l->metadata[i]);
-        memmove(&l->metadata[i], &l->metadata[i + 1], (l->n_metadata - i - 1) * sizeof(*l->metadata));
-        l->n_metadata--;
+void layout_delete(struct layout *l, const size_t *indexes, size_t n) {
+        size_t kept = n > 0 ? indexes[0] : l->n_metadata;
+        for (size_t i = 0; i < n; i++) {
+                size_t at = indexes[i], next = i + 1 < n ? indexes[i + 1] : l->n_metadata;
+                assert(at <= next && at < l->n_metadata);
+                if (at == next)
+                        continue;
+                l->metadata_bytes -= metadata_bytes(l->metadata[at]);
+                free(l->metadata[at]);
+                memmove(&l->metadata[kept], &l->metadata[at + 1], (next - at - 1) * sizeof(*l->metadata));
+                kept += next - at - 1;
+        }
+        l->n_metadata = kept;
         l->hashed = false;
 }
 

@@ -28,8 +28,9 @@ struct metadata {
         uint64_t slot;
         uint64_t offset;
         size_t value_size;
-        size_t key_size; /* without the closing 0 */
-        char key[];      /* then the value */
+        uint32_t key_size; /* without the closing 0 */
+        uint32_t order;    /* inside layout_put() */
+        char key[];        /* then the value */
 };
 
 struct layout {
@@ -83,9 +84,13 @@ int metadata_new(struct metadata **ret_entry, const char *key, uint64_t slot, ui
 size_t layout_find_key(const struct layout *l, const char *key, bool *ret_found);
 /* Makes room for n more entries. -ENOMEM. */
 int layout_reserve_metadata(struct layout *l, size_t n);
-/* Puts an entry into reserved room, replacing one of the same key. Takes it. */
-void layout_put(struct layout *l, struct metadata *m);
-void layout_delete(struct layout *l, size_t index);
+/*
+ * Puts n entries into reserved room, replacing those of the same keys; of one key named twice the last counts. Takes them: the
+ * array is NULLs then. What was there moves once at most, however many are put.
+ */
+void layout_put(struct layout *l, struct metadata **entries, size_t n);
+/* Deletes the entries of n indexes, which ascend and may repeat. What is left moves once at most. */
+void layout_delete(struct layout *l, const size_t *indexes, size_t n);
 
 /*
  * XXH3-128 over the structure: for each allocation in slot order its aligned size and tag, for each metadata entry in key

@@ -271,9 +271,13 @@ static int apply_put(struct store *s, struct change *ch, struct effects *fx) {
         r = layout_reserve_metadata(l, ch->put.n);
         if (r < 0)
                 return r;
-        for (size_t i = 0; i < ch->put.n; i++)
-                layout_put(l, steal_ptr(&ch->put.entries[i]));
+        layout_put(l, ch->put.entries, ch->put.n);
         return 0;
+}
+
+static int compare_index(const void *a, const void *b) {
+        size_t x = *(const size_t *)a, y = *(const size_t *)b;
+        return (x > y) - (x < y);
 }
 
 static int apply_delete(struct store *s, struct change *ch, struct effects *fx) {
@@ -282,17 +286,18 @@ static int apply_delete(struct store *s, struct change *ch, struct effects *fx) 
         if (r != 0)
                 return r;
         struct layout *l = ch->claim->view;
-        bool found;
-        for (ch->failed = 0; ch->failed < ch->delete.n; ch->failed++) {
-                (void)layout_find_key(l, ch->delete.keys[ch->failed], &found);
+        size_t n = ch->delete.n;
+        _cleanup_free_ size_t *indexes = calloc(n ? n : 1, sizeof(*indexes));
+        if (!indexes)
+                return -ENOMEM;
+        for (ch->failed = 0; ch->failed < n; ch->failed++) {
+                bool found;
+                indexes[ch->failed] = layout_find_key(l, ch->delete.keys[ch->failed], &found);
                 if (!found)
                         return STORE_E_NO_KEY;
         }
-        for (size_t i = 0; i < ch->delete.n; i++) {
-                size_t at = layout_find_key(l, ch->delete.keys[i], &found);
-                if (found) /* named twice: delete once */
-                        layout_delete(l, at);
-        }
+        qsort(indexes, n, sizeof(*indexes), compare_index);
+        layout_delete(l, indexes, n);
         return 0;
 }
 

@@ -27,7 +27,8 @@ static void put(struct layout *l, const char *key, uint64_t slot, uint64_t offse
         struct metadata *m;
         ck_assert_int_eq(metadata_new(&m, key, slot, offset, value, size), 0);
         ck_assert_int_eq(layout_reserve_metadata(l, 1), 0);
-        layout_put(l, m);
+        layout_put(l, &m, 1);
+        ck_assert_ptr_null(m);
 }
 
 /* Takes the allocation of a slot out, as a free does. */
@@ -139,7 +140,7 @@ static struct layout *build(const char *text) {
                 } else if (*s == '!') {
                         size_t i = layout_find_key(l, s + 1, &found);
                         ck_assert(found);
-                        layout_delete(l, i);
+                        layout_delete(l, &i, 1);
                 } else {
                         uint64_t size = strtoull(s, &end, 10), aligned = (size + 7) / 8 * 8;
                         if (*end == ':')
@@ -229,7 +230,7 @@ START_TEST(never_an_old_hash) {
                 ck_assert_str_eq(hex(layout_hash(l)), hex(layout_hash(fresh)));
                 layout_free(fresh);
         }
-        layout_delete(l, 1);
+        layout_delete(l, (size_t[]){ 1 }, 1);
         struct layout *fresh = build("8 8 k@1+3=w");
         ck_assert_str_eq(hex(layout_hash(l)), hex(layout_hash(fresh)));
         layout_free(fresh);
@@ -340,7 +341,7 @@ START_TEST(many_keys) {
         }
         for (size_t i = MANY; i-- > 0;) {
                 if (i % 3)
-                        layout_delete(l, i);
+                        layout_delete(l, &i, 1);
                 free(keys[i]);
         }
         ck_assert_uint_eq(l->n_metadata, MANY / 3);
@@ -349,6 +350,76 @@ START_TEST(many_keys) {
         ck_assert_uint_eq(l->metadata_bytes, 0);
         ck_assert_uint_eq(l->bytes, 0);
         free(keys);
+        layout_free(l);
+}
+END_TEST
+
+/* Batches of any size and order, keys named twice among them, against one put or delete at a time. */
+START_TEST(batches) {
+        enum { ROUNDS = 300, BATCH = 40, KEYS = 60 };
+        struct layout *one = layout_make(), *many = layout_make();
+        srand(7);
+        add(one, 1000, 1000, NULL);
+        add(many, 1000, 1000, NULL);
+        for (int round = 0; round < ROUNDS; round++) {
+                struct metadata *entries[BATCH];
+                size_t indexes[BATCH], n = (size_t)rand() % (BATCH + 1), deleted = 0;
+                ck_assert_int_eq(layout_reserve_metadata(many, n), 0);
+                for (size_t i = 0; i < n; i++) {
+                        char key[8];
+                        (void)snprintf(key, sizeof(key), "%d", rand() % KEYS);
+                        ck_assert_int_eq(metadata_new(&entries[i], key, 0, i, &round, (size_t)rand() % sizeof(round)), 0);
+                        put(one, key, 0, i, &round, entries[i]->value_size);
+                }
+                layout_put(many, entries, n);
+                for (size_t i = 0; i < n; i++)
+                        ck_assert_ptr_null(entries[i]);
+                for (size_t i = 0; i < many->n_metadata && deleted < BATCH; i++)
+                        for (int times = rand() % 4 - 1; times > 0 && deleted < BATCH; times--)
+                                indexes[deleted++] = i;
+                layout_delete(many, indexes, deleted);
+                while (deleted-- > 0)
+                        if (deleted == 0 || indexes[deleted] != indexes[deleted - 1])
+                                layout_delete(one, &indexes[deleted], 1);
+                ck_assert_uint_eq(many->n_metadata, one->n_metadata);
+                ck_assert_uint_eq(many->metadata_bytes, one->metadata_bytes);
+                ck_assert_mem_eq(layout_hash(many), layout_hash(one), LAYOUT_HASH_SIZE);
+                for (size_t i = 1; i < many->n_metadata; i++)
+                        ck_assert_int_lt(strcmp(many->metadata[i - 1]->key, many->metadata[i]->key), 0);
+        }
+        layout_free(one);
+        layout_free(many);
+}
+END_TEST
+
+/* What one frame can put into, or delete from, a full layout at most: its loop must not stand still for it. */
+START_TEST(batch_descending) {
+        enum { BATCH = 8000 };
+        struct layout *l = layout_make();
+        struct metadata **entries = calloc(MANY, sizeof(*entries));
+        size_t *indexes = calloc(BATCH, sizeof(*indexes));
+        ck_assert(entries && indexes);
+        add(l, 1, 1, NULL);
+        ck_assert_int_eq(layout_reserve_metadata(l, MANY), 0);
+        for (size_t i = 0; i < MANY; i++) {
+                char key[8];
+                bool last = i >= MANY - BATCH; /* before all others, and in descending order */
+                (void)snprintf(key, sizeof(key), last ? "a%05zu" : "b%05zu", last ? MANY - i : i);
+                ck_assert_int_eq(metadata_new(&entries[i], key, 0, 0, "", 0), 0);
+        }
+        layout_put(l, entries, MANY - BATCH);
+        double start = seconds();
+        layout_put(l, entries + MANY - BATCH, BATCH);
+        for (size_t i = 0; i < BATCH; i++)
+                indexes[i] = 2 * i;
+        layout_delete(l, indexes, BATCH);
+        double took = seconds() - start;
+        ck_assert_msg(took < 0.05, "%d keys put and deleted took %.3f s", BATCH, took);
+        ck_assert_uint_eq(l->n_metadata, MANY - BATCH);
+        ck_assert_str_eq(l->metadata[0]->key, "a00002");
+        ck_assert_str_eq(l->metadata[BATCH / 2]->key, "b00001");
+        free(entries);
+        free(indexes);
         layout_free(l);
 }
 END_TEST
@@ -390,6 +461,8 @@ int main(void) {
         t = tcase_create("many");
         tcase_set_timeout(t, 30);
         tcase_add_test(t, many_keys);
+        tcase_add_test(t, batches);
+        tcase_add_test(t, batch_descending);
         suite_add_tcase(s, t);
 
         SRunner *r = srunner_create(s);
