@@ -1,25 +1,15 @@
 // SPDX-License-Identifier: MIT
 /*
  * Attaching to 2,048 published allocations with gms_attach(), against the bare minimum with the descriptors of the same
- * allocations:
- *
- *   host   receive them over a socket in messages of 253, mmap each anywhere, close each. The sender pushes all messages at
- *          once; a page of gmsd's must be asked for.
- *   GPU    import, map and set access, descriptors in hand. To release the imported handle afterwards is no part of it, and
- *          is part of attaching: what it costs is a row of its own.
- *
- * A round is one of each, in this order and in the other by turns.
+ * allocations (bare.h). A round is one of each, in this order and in the other by turns.
  */
-#include "bench.h"
-
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#include "cuda_driver.h"
+#include "bare.h"
 #include "gmsclient.h"
 #include "gmsd.h"
 #include "memory.h"
@@ -30,80 +20,7 @@
 #define ROUNDS 41
 
 static int fds[N];
-static void *addresses[N];
-
-/* ---- the floor on host */
-
-/* Sends all descriptors for every byte that it receives. */
-static void feed(int fd, void *arg) {
-        (void)arg;
-        char order;
-        while (recv(fd, &order, 1, 0) == 1)
-                for (uint32_t i = 0; i < N; i += FDSET_MAX) {
-                        struct fdset *set;
-                        if (fdset_new(&set, FDSET_MAX, false) < 0)
-                                _exit(1);
-                        for (uint32_t k = i; k < MIN(i + FDSET_MAX, (uint32_t)N); k++)
-                                fdset_add(set, fds[k]);
-                        if (channel_send(fd, (const uint8_t *)"", 1, set) != 0)
-                                _exit(1);
-                        fdset_free(set);
-                }
-}
-
-static double host_floor(int feeder, uint64_t size) {
-        static uint8_t buf[CHANNEL_FRAME_MAX];
-        double since = now_us();
-        if (send(feeder, "", 1, MSG_NOSIGNAL) != 1)
-                bench_die("the feeder has ended");
-        for (uint32_t n = 0; n < N;) {
-                struct fdset *set;
-                size_t len;
-                if (channel_recv(feeder, buf, &len, &set) != 0 || !set)
-                        bench_die("the feeder has ended");
-                for (uint32_t i = 0; i < set->n; i++, n++) {
-                        addresses[n] = mmap(NULL, size, PROT_READ, MAP_SHARED, set->fds[i], 0);
-                        if (addresses[n] == MAP_FAILED)
-                                bench_die("mmap: %s", strerror(errno));
-                        (void)close(fdset_steal(set, i));
-                }
-                fdset_free(set);
-        }
-        double took = now_us() - since;
-        for (uint32_t i = 0; i < N; i++)
-                (void)munmap(addresses[i], size);
-        return took;
-}
-
-/* ---- the floor on a GPU */
-
-static void check(CUresult r, const char *call) {
-        if (r != CUDA_SUCCESS)
-                bench_die("%s: error %d", call, (int)r);
-}
-
-static double gpu_floor(const struct cuda_driver *cu, int ordinal, uint64_t size, double *ret_release) {
-        static CUmemGenericAllocationHandle handles[N];
-        CUmemAccessDesc access = {
-                .location = { .type = CU_MEM_LOCATION_TYPE_DEVICE, .id = ordinal }, .flags = CU_MEM_ACCESS_FLAGS_PROT_READ,
-        };
-        CUdeviceptr at;
-        check(cu->cuMemAddressReserve(&at, size * N, 0, 0, 0), "cuMemAddressReserve");
-        double since = now_us();
-        for (uint32_t i = 0; i < N; i++) {
-                check(cu->cuMemImportFromShareableHandle(&handles[i], (void *)(intptr_t)fds[i],
-                                                         CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR), "import");
-                check(cu->cuMemMap(at + i * size, size, 0, handles[i], 0), "cuMemMap");
-                check(cu->cuMemSetAccess(at + i * size, size, &access, 1), "cuMemSetAccess");
-        }
-        double mapped = now_us();
-        for (uint32_t i = 0; i < N; i++)
-                check(cu->cuMemRelease(handles[i]), "cuMemRelease");
-        *ret_release = now_us() - mapped;
-        check(cu->cuMemUnmap(at, size * N), "cuMemUnmap");
-        check(cu->cuMemAddressFree(at, size * N), "cuMemAddressFree");
-        return mapped - since;
-}
+static uint64_t sizes[N];
 
 /* ---- attaching */
 
@@ -178,7 +95,7 @@ void attach_run(struct bench *b) {
         struct gmsd d;
         struct raw writer;
         struct memory m = memory_plan();
-        char store[64], text[200];
+        char store[64];
         gmsd_start(&d, b, b->device, NULL, NULL);
         (void)snprintf(store, sizeof(store), "%s/attach", d.device);
         raw_open(&writer, d.socket);
@@ -187,20 +104,22 @@ void attach_run(struct bench *b) {
         raw_publish(&writer);
 
         bool host = strcmp(d.device, "host") == 0;
-        const struct cuda_driver *cu = NULL;
-        int ordinal = host ? 0 : atoi(d.device + strlen("cuda:"));
-        if (!host && cuda_driver_get(&cu, text, sizeof(text)) != 0)
-                bench_die("%s", text);
-        struct helper feeder = bench_fork(feed, NULL);
+        struct bare bare;
+        for (int i = 0; i < N; i++)
+                sizes[i] = m.size;
+        bare_init(&bare, d.device, fds, sizes, N);
 
         _cleanup_samples_ struct samples value = {}, whole = {}, floor = {}, released = {};
         for (int round = -1; round < ROUNDS; round++) { /* the first is to warm up */
                 double f = 0, v = 0, connect = 0, release = 0;
                 for (int half = 0; half < 2; half++) {
-                        if ((round + half) % 2 == 0)
+                        if ((round + half) % 2 == 0) {
                                 v = attach(d.socket, store, &connect);
-                        else
-                                f = host ? host_floor(feeder.fd, m.size) : gpu_floor(cu, ordinal, m.size, &release);
+                                continue;
+                        }
+                        f = bare_map(&bare);
+                        release = bare_release(&bare);
+                        (void)bare_unmap(&bare);
                 }
                 if (round < 0)
                         continue;
@@ -209,12 +128,12 @@ void attach_run(struct bench *b) {
                 samples_add(&floor, f);
                 samples_add(&released, f + release);
         }
-        bench_join(&feeder);
+        bare_done(&bare);
 
-        double bare = samples_cost(&floor), took = samples_cost(&value);
-        bench_row(b, "attach_2048", "us", took, bare, host ? 1.5 : 1.15, "gms_attach() of %d times %s, against %s", N, m.text,
+        double least = samples_cost(&floor), took = samples_cost(&value);
+        bench_row(b, "attach_2048", "us", took, least, host ? 1.5 : 1.15, "gms_attach() of %d times %s, against %s", N, m.text,
                   host ? "receiving, mmap and close of each" : "import, map and set access of each");
-        bench_row(b, "attach_2048_connected", "us", samples_cost(&whole), bare, NONE, "gms_connect() and gms_attach()");
+        bench_row(b, "attach_2048_connected", "us", samples_cost(&whole), least, NONE, "gms_connect() and gms_attach()");
         if (!host)
                 bench_row(b, "attach_2048_released", "us", took, samples_cost(&released), NONE,
                           "gms_attach(), against the bare calls and the release of each handle");
