@@ -73,6 +73,7 @@ LIB_OBJS    := $(call objs,$(sort $(wildcard libgmsclient/*.c)))
 CTL_OBJS    := $(call objs,$(sort $(wildcard tools/*.c)))
 
 LIBS_PROTO  = $(call pkg,--libs,libprotobuf-c)
+LIBS_CLIENT = $(LIBS_PROTO) $(call pkg,--libs,jansson libxxhash)
 LIBS_DAEMON = $(LIBS_PROTO) $(call pkg,--libs,libevent_core libsystemd libxxhash)
 
 PROGRAMS := $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/gmsctl $(BUILD)/libgmsclient.so
@@ -102,7 +103,7 @@ $(BUILD)/gms-keeper: $(call objs,daemon/keeper.c daemon/log.c)
 $(BUILD)/libgmsclient.so: $(LIB_OBJS) $(VMM_OBJS) $(PROTO_OBJS) libgmsclient/libgmsclient.map
 	$(call say,LD,$@)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -shared -Wl,-soname,$(SONAME) \
 		-Wl,--version-script=libgmsclient/libgmsclient.map $(if $(SANITIZE),,-Wl,-z,defs) \
-		-o $@ $(filter %.o,$^) $(LIBS_PROTO) -ldl -lpthread
+		-o $@ $(filter %.o,$^) $(LIBS_CLIENT) -ldl -lpthread
 	$(Q)ln -sf libgmsclient.so $(BUILD)/$(SONAME)
 
 # Finds the library beside itself in the build tree, and in ../lib where it is installed.
@@ -186,9 +187,10 @@ check-header:
 
 # ---- the insides: the library's objects, and none of the daemon's (they share names, not meanings)
 
-$(BUILD)/tests/unit_client $(BUILD)/tests/unit_va: $(BUILD)/tests/unit_%: $(BUILD)/obj/tests/unit/test_%.o $(LIB_OBJS) \
-		$(VMM_OBJS) $(PROTO_OBJS)
-	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS_PROTO) $(LIBS_CHECK) -ldl -lm -lpthread
+LIB_UNIT_TESTS := client va
+
+$(LIB_UNIT_TESTS:%=$(BUILD)/tests/unit_%): $(BUILD)/tests/unit_%: $(BUILD)/obj/tests/unit/test_%.o $(LIB_OBJS) $(VMM_OBJS) $(PROTO_OBJS)
+	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS_CLIENT) $(LIBS_CHECK) -ldl -lm -lpthread
 
 # ---- failures at every step, and many threads
 
@@ -205,7 +207,7 @@ check-undo check-threads: check-%: $(BUILD)/gmsd $(BUILD)/tests/client/test_%
 	$(Q)$(BUILD)/tests/client/test_$* $(BUILD)/gmsd
 check-client: check-exports check-header check-undo check-threads
 check: check-client
-tests: $(CLIENT_TESTS) $(BUILD)/tests/unit_client $(BUILD)/tests/unit_va
+tests: $(CLIENT_TESTS) $(LIB_UNIT_TESTS:%=$(BUILD)/tests/unit_%)
 
 # ---- tests: examples
 
