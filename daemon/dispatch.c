@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "listing.h"
 #include "log.h"
 
 #define ALLOCATE_DEADLINE_MS 5000u
@@ -710,6 +711,57 @@ static void on_meta_get(struct session *s, const Gms__Frame *f) {
         meta_page_reply(&page, s, page.n < get->n_keys);
 }
 
+/* Makes the listing of a settled layout: its first entries, as many as a listing takes. Without it they go in frames. */
+static void make_listing(struct server *server, struct layout *l) {
+        size_t size = 0, n = 0;
+        for (; n < l->n_metadata; n++) {
+                size_t more = listing_size(l->metadata[n]->key_size, l->metadata[n]->value_size);
+                if (size + more > LISTING_MAX)
+                        break;
+                size += more;
+        }
+        _cleanup_free_ uint8_t *bytes = malloc(size);
+        if (!bytes || server_descriptors_left(server, false) < 1)
+                return;
+        for (size_t i = 0, at = 0; i < n; i++) {
+                const struct metadata *m = l->metadata[i];
+                struct listing_entry e = {
+                        .slot = m->slot,
+                        .offset = m->offset,
+                        .key_size = m->key_size,
+                        .value_size = (uint32_t)m->value_size,
+                        .key = m->key,
+                        .value = metadata_value(m),
+                };
+                at += listing_pack(bytes + at, &e);
+        }
+        if (listing_seal(bytes, size, &l->listing.fd) < 0)
+                return;
+        l->listing.n = n;
+        l->listing.size = size;
+        server->n_listings++;
+}
+
+/* Answers with the listing; `more` when entries behind it are wanted too. False: it could not be made. */
+static bool reply_listing(struct session *s, struct layout *l, bool more) {
+        struct fdset *fds;
+        if (fdset_new(&fds, 1, false) < 0)
+                return false;
+        fdset_add(fds, l->listing.fd);
+        Gms__Metadata body = GMS__METADATA__INIT;
+        body.listing = l->listing.size;
+        body.more = more;
+        Gms__Frame f = GMS__FRAME__INIT;
+        f.body_case = GMS__FRAME__BODY_METADATA;
+        f.metadata = &body;
+        session_reply(s, &f, fds);
+        return true;
+}
+
+static bool has_prefix(const struct metadata *m, const char *prefix) {
+        return strncmp(m->key, prefix, strlen(prefix)) == 0;
+}
+
 static void on_meta_list(struct session *s, const Gms__Frame *f) {
         const Gms__MetaList *list = f->meta_list;
         struct layout *l = find_layout(s, list->store, list->generation, "list");
@@ -721,12 +773,16 @@ static void on_meta_list(struct session *s, const Gms__Frame *f) {
         bool found, more = false;
         bool resume = strcmp(list->after, list->prefix) >= 0 && *list->after;
         size_t i = layout_find_key(l, resume ? list->after : list->prefix, &found);
-        size_t prefix = strlen(list->prefix);
-        for (i += resume && found; i < l->n_metadata && strncmp(l->metadata[i]->key, list->prefix, prefix) == 0; i++) {
-                if (!meta_page_add(&page, l->metadata[i])) {
-                        more = true;
-                        break;
-                }
+        size_t first = i += resume && found;
+        for (; i < l->n_metadata && has_prefix(l->metadata[i], list->prefix) && !more; i++)
+                more = !meta_page_add(&page, l->metadata[i]);
+
+        if (more && list->listing && layout_settled(l)) {
+                if (l->listing.fd < 0)
+                        make_listing(s->server, l);
+                bool behind = l->listing.n < l->n_metadata && has_prefix(l->metadata[l->listing.n], list->prefix);
+                if (l->listing.fd >= 0 && first < l->listing.n && reply_listing(s, l, behind))
+                        return;
         }
         meta_page_reply(&page, s, more);
 }

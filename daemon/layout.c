@@ -12,6 +12,7 @@ int layout_new(struct layout **ret_layout) {
                 return -ENOMEM;
         list_init(&l->link);
         l->refs = 1;
+        l->listing.fd = -1;
         *ret_layout = l;
         return 0;
 }
@@ -199,6 +200,7 @@ static size_t replace_entries(struct layout *l, struct metadata **entries, size_
 }
 
 void layout_put(struct layout *l, struct metadata **entries, size_t n) {
+        assert(l->listing.fd < 0);
         size_t fresh = replace_entries(l, entries, sort_entries(entries, n));
         size_t end = l->n_metadata, to = end + fresh; /* from the back: what lies above an entry moves there, then the entry */
         assert(to <= l->room_metadata);
@@ -218,6 +220,7 @@ void layout_put(struct layout *l, struct metadata **entries, size_t n) {
 }
 
 void layout_delete(struct layout *l, const size_t *indexes, size_t n) {
+        assert(l->listing.fd < 0);
         size_t kept = n > 0 ? indexes[0] : l->n_metadata;
         for (size_t i = 0; i < n; i++) {
                 size_t at = indexes[i], next = i + 1 < n ? indexes[i + 1] : l->n_metadata;

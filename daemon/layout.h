@@ -48,6 +48,12 @@ struct layout {
         size_t n_metadata, room_metadata;
         size_t metadata_bytes;
 
+        struct {
+                int fd;      /* kept for whoever may send it; -1: none was made */
+                size_t n;    /* the first entries, so many, are in it */
+                size_t size; /* bytes */
+        } listing;
+
         bool hashed;
         uint8_t hash[LAYOUT_HASH_SIZE];
 };
@@ -59,6 +65,11 @@ struct layout *layout_free(struct layout *l);
 
 static inline void layout_freep(struct layout **l) {
         *l = layout_free(*l);
+}
+
+/* Whether its structure stays what it is: published, or sealed. Only then it may have a listing. */
+static inline bool layout_settled(const struct layout *l) {
+        return l->generation != 0 || l->sealed;
 }
 
 /* Makes room for n more allocations, so that appending them cannot fail. -ENOMEM. */

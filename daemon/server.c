@@ -249,6 +249,8 @@ static void release_layout(struct server *s, struct device *d, struct layout *l)
         if (items && l->n_allocations > 0)
                 server_retire_consume(s, d, items, l->n_allocations);
         free(items);
+        s->n_listings -= l->listing.fd >= 0;
+        l->listing.fd = close_fd(l->listing.fd);
         layout_free(l);
 }
 
@@ -650,7 +652,7 @@ static void server_begin_serving(struct server *s) {
 /* ---- sessions */
 
 uint64_t server_descriptors_left(const struct server *s, bool kept_too) {
-        uint64_t memory = 0, own = DESCRIPTORS_SPARE + s->n_sessions + s->n_strangers + s->n_processes;
+        uint64_t memory = 0, own = DESCRIPTORS_SPARE + s->n_sessions + s->n_strangers + s->n_processes + s->n_listings;
         own += s->descriptor_limit / DUPLICATES_PART;
         for (size_t i = 0; i < s->n_devices; i++)
                 memory += allocator_descriptors(s->devices[i].allocator);

@@ -64,6 +64,7 @@ struct server {
         uint64_t last_allocation;
         uint64_t started;           /* ms */
         uint64_t descriptor_limit;
+        uint64_t n_listings;        /* descriptors of layouts' metadata */
         uint64_t duplicates;        /* descriptors in answers that wait for their clients to read */
         int status;                 /* of server_run() */
 };

@@ -51,17 +51,22 @@ int handle_enter_holder(struct gms *g, struct gms **ret_held) {
 
 /* ---- requests */
 
-int handle_call(struct gms *g, Gms__Frame *request, Gms__Frame__BodyCase expected, Gms__Frame **ret_reply) {
+int handle_call_fds(struct gms *g, Gms__Frame *request, Gms__Frame__BodyCase expected, Gms__Frame **ret_reply,
+                    struct fdset **ret_fds) {
         struct error_saved saved;
-        int r = conn_call(&g->conn, request, expected, 0, ret_reply, NULL);
+        int r = conn_call(&g->conn, request, expected, 0, ret_reply, ret_fds);
         /* Whether a store was cleared is not known then, and clearing it twice may take what came in between. */
         if (r != -ECONNRESET || !g->looks || request->body_case == GMS__FRAME__BODY_CLEAR)
                 return r;
         error_save(&saved);
         if (handle_look_again(g) == 0)
-                return conn_call(&g->conn, request, expected, 0, ret_reply, NULL);
+                return conn_call(&g->conn, request, expected, 0, ret_reply, ret_fds);
         error_restore(&saved);
         return r;
+}
+
+int handle_call(struct gms *g, Gms__Frame *request, Gms__Frame__BodyCase expected, Gms__Frame **ret_reply) {
+        return handle_call_fds(g, request, expected, ret_reply, NULL);
 }
 
 int handle_do(struct gms *g, Gms__Frame *request) {

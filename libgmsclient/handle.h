@@ -86,6 +86,9 @@ int handle_work(struct gms *g, const Gms__Layout *layout);
 
 /* A request whose reply carries no descriptors; conn_call() has the errors. */
 int handle_call(struct gms *g, Gms__Frame *request, Gms__Frame__BodyCase expected, Gms__Frame **ret_reply);
+/* The same for one whose reply may: an owning set, or NULL. */
+int handle_call_fds(struct gms *g, Gms__Frame *request, Gms__Frame__BodyCase expected, Gms__Frame **ret_reply,
+                    struct fdset **ret_fds);
 /* The same for replies that say no more than that it was done. */
 int handle_do(struct gms *g, Gms__Frame *request);
 

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 
 #include "handle.h"
+#include "listing.h"
 
 #define ENTRY_COST 40u /* bytes of an entry or key on the wire beside its key and value */
 
@@ -32,33 +33,64 @@ static size_t value_at(size_t used) {
         return (used + 7) & ~(size_t)7;
 }
 
-static int gather_entry(struct gather *g, const Gms__MetaEntry *e) {
-        size_t key_size = strlen(e->key) + 1;
-        if (e->value.len > GMS_VALUE_MAX || key_size > GMS_KEY_SIZE)
+static int gather_entry(struct gather *g, const struct listing_entry *e) {
+        size_t key_size = (size_t)e->key_size + 1;
+        if (e->value_size > GMS_VALUE_MAX || key_size > GMS_KEY_SIZE)
                 return error_set(-EPROTO, "the daemon sent a metadata entry that is over the limits");
         int r = grow((void **)&g->entries, &g->room, g->n + 1, sizeof(*g->entries));
         if (r == 0)
-                r = grow((void **)&g->bytes, &g->bytes_room, value_at(g->used) + e->value.len + key_size, 1);
+                r = grow((void **)&g->bytes, &g->bytes_room, value_at(g->used) + e->value_size + key_size, 1);
         if (r < 0)
                 return r;
         assert(g->entries && g->bytes);
 
         size_t at = value_at(g->used);
-        if (e->value.len > 0)
-                memcpy(g->bytes + at, e->value.data, e->value.len);
-        memcpy(g->bytes + at + e->value.len, e->key, key_size);
+        if (e->value_size > 0)
+                memcpy(g->bytes + at, e->value, e->value_size);
+        memcpy(g->bytes + at + e->value_size, e->key, key_size);
         g->entries[g->n++] = (struct gms_metadata){
-                .size = sizeof(*g->entries), .value_size = (uint32_t)e->value.len, .slot = e->slot, .offset = e->offset,
+                .size = sizeof(*g->entries), .value_size = e->value_size, .slot = e->slot, .offset = e->offset,
         };
-        g->used = at + e->value.len + key_size;
+        g->used = at + e->value_size + key_size;
+        g->last_key = at + e->value_size;
         return 0;
 }
 
 int gather_add(struct gather *g, const Gms__Metadata *reply) {
         int r = 0;
-        for (size_t i = 0; r == 0 && i < reply->n_entries; i++)
-                r = gather_entry(g, reply->entries[i]);
+        for (size_t i = 0; r == 0 && i < reply->n_entries; i++) {
+                const Gms__MetaEntry *from = reply->entries[i];
+                struct listing_entry e = {
+                        .slot = from->slot,
+                        .offset = from->offset,
+                        .key_size = (uint32_t)MIN(strlen(from->key), UINT32_MAX),
+                        .value_size = (uint32_t)MIN(from->value.len, UINT32_MAX),
+                        .key = from->key,
+                        .value = from->value.data,
+                };
+                r = gather_entry(g, &e);
+        }
         return r;
+}
+
+int gather_add_listed(struct gather *g, const Gms__Metadata *reply, const struct fdset *fds, const char *prefix,
+                      const char *after) {
+        if (!reply->listing != !(fds && fds->n == 1))
+                return error_set(-EPROTO, "the daemon sent a listing without its descriptor, or descriptors without a listing");
+        if (!reply->listing)
+                return gather_add(g, reply);
+
+        _cleanup_(listing_unmap) struct listing l = {};
+        struct listing_entry e;
+        size_t prefix_size = strlen(prefix);
+        bool more = true;
+        int r = listing_map(&l, fds->fds[0], reply->listing);
+        while (r == 0 && (r = listing_next(&l, &e, &more)) == 0 && more)
+                if (strncmp(e.key, prefix, prefix_size) == 0 && strcmp(e.key, after) > 0)
+                        r = gather_entry(g, &e);
+        if (r == LISTING_E_MALFORMED)
+                return error_set(-EPROTO, "the daemon sent a listing of metadata that is none");
+        return r < 0 && !l.bytes ? error_errno(r, "metadata") : r;
 }
 
 int gather_finish(struct gather *g, struct gms_metadata_list *ret) {
@@ -177,11 +209,8 @@ static int put_some(struct gms *g, const struct gms_metadata *entries, size_t n,
         return handle_do(g, &request);
 }
 
-int gms_metadata_put(struct gms *g, const struct gms_metadata *entries, size_t n) {
-        _cleanup_handle_ struct gms *held = NULL;
-        int r = handle_enter_holder(g, &held);
-        if (r == 0 && n > 0)
-                r = sized_check(entries, "struct gms_metadata");
+int metadata_put(struct gms *g, const struct gms_metadata *entries, size_t n) {
+        int r = n > 0 ? sized_check(entries, "struct gms_metadata") : 0;
         for (size_t i = 0; r == 0 && i < n; i++) {
                 struct gms_metadata e;
                 sized_load(&e, sizeof(e), sized_at(entries, i));
@@ -190,6 +219,12 @@ int gms_metadata_put(struct gms *g, const struct gms_metadata *entries, size_t n
         for (size_t done = 0, put = 0; r == 0 && done < n; done += put)
                 r = put_some(g, sized_at(entries, done), n - done, &put);
         return r;
+}
+
+int gms_metadata_put(struct gms *g, const struct gms_metadata *entries, size_t n) {
+        _cleanup_handle_ struct gms *held = NULL;
+        int r = handle_enter_holder(g, &held);
+        return r < 0 ? r : metadata_put(g, entries, n);
 }
 
 /* ---- by keys */
@@ -266,30 +301,38 @@ int gms_metadata_delete(struct gms *g, const char *const *keys, size_t n) {
 
 /* ---- listing */
 
-static int list(struct gms *g, const char *store, const char *prefix, struct gms_metadata_list *ret) {
+/* One answer; `after` is the last key so far, and becomes that. */
+static int list_some(struct gms *g, const char *store, const char *prefix, char after[GMS_KEY_SIZE], struct gather *found,
+                     bool *ret_more) {
+        Gms__MetaList page = GMS__META_LIST__INIT;
+        page.prefix = (char *)prefix;
+        page.after = after;
+        page.store = (char *)store;
+        page.listing = true;
+        Gms__Frame request = GMS__FRAME__INIT;
+        request.body_case = GMS__FRAME__BODY_META_LIST;
+        request.meta_list = &page;
+        _cleanup_frame_ Gms__Frame *reply = NULL;
+        _cleanup_(fdset_freep) struct fdset *fds = NULL;
+        size_t before = found->n;
+        int r = handle_call_fds(g, &request, GMS__FRAME__BODY_METADATA, &reply, &fds);
+        if (r == 0)
+                r = gather_add_listed(found, reply->metadata, fds, prefix, after);
+        if (r < 0)
+                return r;
+        *ret_more = reply->metadata->more && found->n > before;
+        if (found->n > before)
+                memcpy(after, found->bytes + found->last_key, found->used - found->last_key);
+        return 0;
+}
+
+int metadata_list(struct gms *g, const char *store, const char *prefix, struct gms_metadata_list *ret) {
         _cleanup_(gather_done) struct gather found = {};
         char after[GMS_KEY_SIZE] = "";
-        for (bool more = true; more;) {
-                Gms__MetaList page = GMS__META_LIST__INIT;
-                page.prefix = (char *)prefix;
-                page.after = after;
-                page.store = (char *)store;
-                Gms__Frame request = GMS__FRAME__INIT;
-                request.body_case = GMS__FRAME__BODY_META_LIST;
-                request.meta_list = &page;
-                _cleanup_frame_ Gms__Frame *reply = NULL;
-                int r = handle_call(g, &request, GMS__FRAME__BODY_METADATA, &reply);
-                if (r == 0)
-                        r = gather_add(&found, reply->metadata);
-                if (r < 0)
-                        return r;
-
-                const Gms__Metadata *m = reply->metadata;
-                more = m->more && m->n_entries > 0;
-                if (m->n_entries > 0)
-                        memcpy(after, m->entries[m->n_entries - 1]->key, strlen(m->entries[m->n_entries - 1]->key) + 1);
-        }
-        return gather_finish(&found, ret);
+        int r = 0;
+        for (bool more = true; r == 0 && more;)
+                r = list_some(g, store, prefix, after, &found, &more);
+        return r < 0 ? r : gather_finish(&found, ret);
 }
 
 int gms_metadata_list(struct gms *g, const char *prefix, struct gms_metadata_list *ret) {
@@ -299,7 +342,7 @@ int gms_metadata_list(struct gms *g, const char *prefix, struct gms_metadata_lis
                 r = check_list(ret);
         if (r == 0 && prefix && *prefix)
                 r = check_key(prefix);
-        return r < 0 ? r : list(g, "", prefix ? prefix : "", ret);
+        return r < 0 ? r : metadata_list(g, "", prefix ? prefix : "", ret);
 }
 
 int gms_query_metadata(struct gms *g, const char *store, struct gms_metadata_list *ret) {
@@ -309,5 +352,5 @@ int gms_query_metadata(struct gms *g, const char *store, struct gms_metadata_lis
                 r = check_list(ret);
         if (r == 0 && (!store || !*store))
                 r = error_set(-EINVAL, "query: no store was named");
-        return r < 0 ? r : list(g, store, "", ret);
+        return r < 0 ? r : metadata_list(g, store, "", ret);
 }

@@ -18,6 +18,7 @@
 #include "../../libgmsclient/pages.h"
 #include "../../libgmsclient/sized.h"
 #include "channel.h"
+#include "listing.h"
 
 /* ---- a peer */
 
@@ -509,6 +510,43 @@ START_TEST(metadata_in_one_block) {
 }
 END_TEST
 
+/* What a reply calls a listing is looked at first. */
+START_TEST(listings) {
+        _cleanup_(fdset_freep) struct fdset *fds = NULL, *two = NULL;
+        struct gather gather = {};
+        uint8_t bytes[256];
+        size_t size = 0;
+        int fd;
+        for (unsigned i = 0; i < 4; i++)
+                size += listing_pack(bytes + size, &(struct listing_entry){ .key_size = 3, .key = i < 2 ? i ? "a/2" : "a/1" : "b/1" });
+        ck_assert_int_eq(listing_seal(bytes, size, &fd), 0);
+        ck_assert_int_eq(fdset_new(&fds, 1, true), 0);
+        fdset_add(fds, fd);
+        ck_assert_int_eq(fdset_new(&two, 2, false), 0);
+        fdset_add(two, fd);
+        fdset_add(two, fd);
+
+        Gms__Metadata m = GMS__METADATA__INIT;
+        ck_assert_int_eq(gather_add_listed(&gather, &m, NULL, "", ""), 0);
+        ck_assert_int_eq(gather_add_listed(&gather, &m, fds, "", ""), -EPROTO);
+        m.listing = size;
+        ck_assert_int_eq(gather_add_listed(&gather, &m, NULL, "", ""), -EPROTO);
+        ck_assert_int_eq(gather_add_listed(&gather, &m, two, "", ""), -EPROTO);
+        ck_assert_uint_eq(gather.n, 0);
+        m.listing = size + 1;
+        ck_assert_int_eq(gather_add_listed(&gather, &m, fds, "", ""), -EPROTO);
+        m.listing = size - 8;
+        ck_assert_int_eq(gather_add_listed(&gather, &m, fds, "b", ""), -EPROTO);
+        ck_assert_ptr_nonnull(strstr(gms_last_error(), "listing"));
+        gather_done(&gather);
+        m.listing = size;
+        ck_assert_int_eq(gather_add_listed(&gather, &m, fds, "a/", "a/1"), 0);
+        ck_assert_uint_eq(gather.n, 1);
+        ck_assert_str_eq(gather.bytes + gather.last_key, "a/2");
+        gather_done(&gather);
+}
+END_TEST
+
 int main(void) {
         Suite *suite = suite_create("client");
         TCase *tc = tcase_create("conn");
@@ -531,6 +569,7 @@ int main(void) {
         tcase_add_test(parts, errors);
         tcase_add_test(parts, growing_structs);
         tcase_add_test(parts, metadata_in_one_block);
+        tcase_add_test(parts, listings);
         suite_add_tcase(suite, parts);
 
         SRunner *runner = srunner_create(suite);
