@@ -8,6 +8,7 @@
 #   make demo [DEVICE=cuda:0] the story, with real processes and real bytes
 #   make bench                ratios in one run: a table, and build/bench.json
 #   make soak [SECONDS=600]   random clients, random deaths of everybody
+#   make deps-python          PyTorch for the tests, into build/python (PyPI; 5 GB)
 #   make install [DESTDIR=] [PREFIX=/usr/local]
 #   make gpu-bundle           a folder that runs all of it on a GPU machine without development packages
 #   make lint                 cppcheck and clang-tidy
@@ -36,11 +37,11 @@ say = $(if $(V),,@printf '  %-8s %s\n' '$(1)' '$(2)';)
 # ---- flags
 
 DEPS_APT := git make gcc clang libc6-dev pkg-config protobuf-c-compiler libprotobuf-c-dev libevent-dev \
-	libsystemd-dev check libxxhash-dev libjansson-dev systemd spin
+	libsystemd-dev check libxxhash-dev libjansson-dev systemd spin python3 python3-venv
 
 PACKAGES := libevent_core:libevent-dev libprotobuf-c:libprotobuf-c-dev libsystemd:libsystemd-dev \
 	libxxhash:libxxhash-dev jansson:libjansson-dev check:check
-NEED_NOTHING := deps clean help
+NEED_NOTHING := deps deps-python clean help
 ifneq ($(filter-out $(NEED_NOTHING),$(or $(MAKECMDGOALS),all)),)
 ifeq ($(filter deps,$(MAKECMDGOALS)),)
 missing := $(strip $(foreach p,$(PACKAGES),$(shell $(PKG_CONFIG) --exists $(word 1,$(subst :, ,$(p))) 2>/dev/null || echo $(word 2,$(subst :, ,$(p))))))
@@ -225,6 +226,23 @@ check-examples: $(EXAMPLES) $(BUILD)/gmsd
 	$(Q)sh libgmsclient/examples/run $(BUILD)
 check: check-examples
 tests: $(EXAMPLES)
+
+# ---- tests: the Python package
+
+# libgmsclient/python/gms with the real daemon. Without torch what needs none is tested; a failure then with TORCH_REQUIRED=1.
+# One test alone: make check-python T=test_torch.Into.test_module
+
+PYTHON ?= $(firstword $(wildcard build/python/bin/python) python3)
+
+.PHONY: deps-python check-python
+deps-python: build/python/bin/python
+build/python/bin/python:
+	$(call say,VENV,$(@D))rm -rf build/python && python3 -m venv build/python && \
+		build/python/bin/pip install -q --no-cache-dir --no-compile --disable-pip-version-check torch==2.15.0 || { rm -rf build/python; exit 1; }
+
+check-python: $(BUILD)/gmsd $(BUILD)/libgmsclient.so $(FAKECUDA_LIBS)
+	$(Q)BUILD=$(BUILD) PYTHONPYCACHEPREFIX=$(abspath $(BUILD))/pycache $(PYTHON) tests/python/run.py $(T)
+check: $(if $(SANITIZE),,check-python)
 
 # ---- tests: the driver contract
 
@@ -574,6 +592,11 @@ deps:
 	$(SUDO) apt-get update -qq
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEPS_APT)
 
+# Where python3 looks for packages below $(PREFIX): on Debian .../lib/python3.N/dist-packages in /usr/local, and in /usr
+# .../lib/python3/dist-packages.
+PYTHONDIR ?= $(or $(shell python3 -c 'import site; print(next(p for p in site.getsitepackages() if p.startswith("$(PREFIX)/lib")))' \
+	2>/dev/null),$(PREFIX)/lib/python3/dist-packages)
+
 # Into $(DESTDIR)$(PREFIX): for install, and for the tests of the units.
 define INSTALL
 	$(Q)install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include
@@ -584,6 +607,8 @@ define INSTALL
 	$(Q)install -m 644 libgmsclient/gmsclient.h $(DESTDIR)$(PREFIX)/include
 	$(Q)sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' libgmsclient/gmsclient.pc.in \
 		>$(DESTDIR)$(PREFIX)/lib/pkgconfig/gmsclient.pc
+	$(Q)install -d $(DESTDIR)$(PYTHONDIR)/gms
+	$(Q)install -m 644 $(addprefix libgmsclient/python/gms/,*.py py.typed) $(DESTDIR)$(PYTHONDIR)/gms
 	$(Q)install -d $(addprefix $(DESTDIR)$(PREFIX)/lib/,systemd/system sysusers.d tmpfiles.d)
 	$(Q)for unit in gmsd.socket gmsd.service; do \
 		sed 's|@PREFIX@|$(PREFIX)|' systemd/$$unit.in >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; done
@@ -598,4 +623,4 @@ install: all
 clean:
 	rm -rf build $(BUILD)
 
--include $(shell find $(BUILD) -type f -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD) -path build/python -prune -o -type f -name '*.d' -print 2>/dev/null)
