@@ -5,7 +5,7 @@
  */
 #include <inttypes.h>
 
-#include "handle.h"
+#include "allocate.h"
 #include "pages.h"
 
 #define ITEM_COST 24u      /* bytes of an item on the wire beside its tag */
@@ -94,14 +94,15 @@ static int batch_map(struct gms *g, struct mapping *m, size_t n, const struct fd
 }
 
 /* Allocates and maps the first of the mappings; *ret_n says how many exist in the daemon now, even on failure. */
-static int batch_run(struct gms *g, struct mapping *m, size_t n, uint64_t rank, size_t *ret_n) {
+static int batch_run(struct gms *g, struct mapping *m, size_t n, uint64_t rank, uint64_t deadline_ms,
+                     size_t *ret_n) {
         _cleanup_(batch_done) struct batch b = {};
         int r = batch_fill(&b, m, n);
         if (r < 0)
                 return r;
 
         Gms__Deadline deadline = GMS__DEADLINE__INIT;
-        deadline.ms = MIN(g->deadline_ms, FOR_EVER);
+        deadline.ms = MIN(deadline_ms, FOR_EVER);
         Gms__Allocate allocate = GMS__ALLOCATE__INIT;
         allocate.n_items = b.n_items;
         allocate.items = b.pointers;
@@ -112,7 +113,7 @@ static int batch_run(struct gms *g, struct mapping *m, size_t n, uint64_t rank, 
 
         _cleanup_frame_ Gms__Frame *reply = NULL;
         _cleanup_(fdset_freep) struct fdset *fds = NULL;
-        r = conn_call(&g->conn, &request, GMS__FRAME__BODY_ALLOCATED, g->deadline_ms, &reply, &fds);
+        r = conn_call(&g->conn, &request, GMS__FRAME__BODY_ALLOCATED, deadline_ms, &reply, &fds);
         if (r < 0)
                 return r;
         for (size_t i = 0; i < b.n; i++) {
@@ -198,7 +199,7 @@ static int begin_layout(struct gms *g) {
         return 0;
 }
 
-static int allocate(struct gms *g, size_t n, const uint64_t *bytes, const char *const *tags) {
+static int allocate(struct gms *g, size_t n, const uint64_t *bytes, const char *const *tags, uint64_t deadline_ms) {
         if (!handle_writes(g))
                 return error_set(-EACCES, "allocate: this session reads only; connect with GMS_MODE_RW or GMS_MODE_UPDATE");
         int r = begin_layout(g);
@@ -214,7 +215,7 @@ static int allocate(struct gms *g, size_t n, const uint64_t *bytes, const char *
         size_t done = 0;
         while (r == 0 && done < n) {
                 size_t made = 0;
-                r = batch_run(g, &m[done], n - done, g->known.n + done, &made);
+                r = batch_run(g, &m[done], n - done, g->known.n + done, deadline_ms, &made);
                 done += made;
         }
         if (r < 0) {
@@ -237,7 +238,7 @@ int gms_allocate_many(struct gms *g, size_t n, const uint64_t *bytes, const char
         if (!bytes)
                 return error_set(-EINVAL, "allocate: no sizes given");
 
-        r = allocate(g, n, bytes, tags);
+        r = allocate(g, n, bytes, tags, g->deadline_ms);
         for (size_t i = 0; r == 0 && ret && i < n; i++) {
                 struct gms_allocation a;
                 handle_describe(&g->known.at[g->known.n - n + i], &a);
@@ -258,15 +259,11 @@ int gms_set_deadline(struct gms *g, uint64_t deadline_ms) {
         return r;
 }
 
-int gms_free(struct gms *g, uint64_t id) {
-        _cleanup_handle_ struct gms *held = NULL;
-        int r = handle_enter_holder(g, &held);
-        if (r < 0)
-                return r;
+static int free_one(struct gms *g, uint64_t id) {
         if (handle_writes(g) && handle_is_current(g) && !layout_find_id(&g->known, id))
                 return error_set(-ENOENT, "free: the layout has no allocation with id %" PRIu64, id);
         /* The daemon first: it may refuse, and then nothing has changed here. */
-        r = free_ids(g, &id, 1);
+        int r = free_ids(g, &id, 1);
         struct mapping *m = r == 0 && handle_is_current(g) ? layout_find_id(&g->known, id) : NULL;
         if (!m)
                 return r;
@@ -281,4 +278,43 @@ int gms_free(struct gms *g, uint64_t id) {
                 space_take(g->vmm, m, 1);
         layout_remove(&g->known, m);
         return r;
+}
+
+int gms_free(struct gms *g, uint64_t id) {
+        _cleanup_handle_ struct gms *held = NULL;
+        int r = handle_enter_holder(g, &held);
+        return r < 0 ? r : free_one(g, id);
+}
+
+/* ---- for pools */
+
+static int enter_grant(struct gms *g, uint64_t grant, struct gms **ret_held) {
+        int r = handle_enter_holder(g, ret_held);
+        if (r == 0 && g->grants != grant)
+                r = error_set(-ENOTCONN, "the session that the pool was opened in has ended; open another pool");
+        else if (r == 0 && g->writer != grant)
+                r = error_set(-EACCES, "the layout of the pool is published, and nothing is changed in it any more");
+        return r;
+}
+
+int allocate_slab(struct gms *g, uint64_t grant, uint64_t bytes, const char *tag, uint64_t deadline_ms,
+                  struct gms_allocation *ret) {
+        _cleanup_handle_ struct gms *held = NULL;
+        int r = enter_grant(g, grant, &held);
+        if (r == 0)
+                r = allocate(g, 1, &bytes, &tag, deadline_ms);
+        if (r == 0)
+                handle_describe(&g->known.at[g->known.n - 1], ret);
+        return r;
+}
+
+int allocate_return(struct gms *g, uint64_t grant, uint64_t id) {
+        _cleanup_handle_ struct gms *held = NULL;
+        int r = enter_grant(g, grant, &held);
+        return r < 0 ? r : free_one(g, id);
+}
+
+int allocate_check(struct gms *g, uint64_t grant) {
+        _cleanup_handle_ struct gms *held = NULL;
+        return enter_grant(g, grant, &held);
 }

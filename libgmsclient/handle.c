@@ -221,9 +221,9 @@ static int handle_device(struct gms *g, const Gms__Device *device) {
         if (g->vmm && strcmp(g->vmm->device.uuid, g->device.uuid) == 0 &&
             g->vmm->device.granularity <= device->granularity)
                 return 0;
-        if (g->vmm && (g->known.n > 0 || !list_empty(&g->space.regions)))
+        if (g->vmm && (g->known.n > 0 || !list_empty(&g->space.regions) || __atomic_load_n(&g->refs, __ATOMIC_RELAXED) > 1))
                 return error_set(-ENODEV,
-                                 "%s is on %s now and was on %s, where this handle has addresses; use a new handle",
+                                 "%s is on %s now and was on %s, where this handle has addresses or pools; use a new handle",
                                  g->store, g->device.uuid, g->vmm->device.uuid);
 
         g->vmm = vmm_free(g->vmm);
@@ -245,6 +245,8 @@ static int handle_welcome(struct gms *g, const Gms__Welcome *welcome) {
         int r = handle_work(g, welcome->layout);
         if (r == 0 && g->mode != GMS_MODE_NONE)
                 r = handle_device(g, welcome->device);
+        g->grants++;
+        handle_set_writer(g, handle_writes(g) ? g->grants : 0);
         return r;
 }
 
@@ -361,6 +363,7 @@ int gms_disconnect(struct gms *g) {
                 return r;
         conn_close(&g->conn);
         events_clear(&g->events);
+        handle_set_writer(g, 0);
         g->looks = false;
         g->known.current = false;
         return 0;

@@ -43,6 +43,8 @@ struct gms {
         char identity[GMS_IDENTITY_SIZE]; /* demanded */
         struct work work;
         struct device device;
+        uint64_t grants; /* sessions so far */
+        uint64_t writer; /* which of them builds a layout now; 0: none. Atomic: pools look without entering */
 
         /* stays over disconnecting */
         struct vmm *vmm; /* opened by the first session that holds a lock */
@@ -74,6 +76,10 @@ static inline bool handle_is_current(const struct gms *g) {
 
 static inline bool handle_writes(const struct gms *g) {
         return g->mode == GMS_MODE_RW || g->mode == GMS_MODE_UPDATE;
+}
+
+static inline void handle_set_writer(struct gms *g, uint64_t grant) {
+        __atomic_store_n(&g->writer, grant, __ATOMIC_RELAXED);
 }
 
 /* The access that the session's mode gives to its mappings. */

@@ -86,6 +86,7 @@ int gms_commit(struct gms *g, const char *identity, uint32_t flags) {
                 return r;
 
         g->mode = GMS_MODE_RO;
+        handle_set_writer(g, 0);
         bool ours = g->known.current; /* else what is mapped is of an earlier layout */
         if (ours)
                 g->known.id = g->work.id;

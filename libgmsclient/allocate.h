@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+/*
+ * What a pool asks of its handle: one allocation more, and one less, in the session that the pool was opened in. That is
+ * known by its number among the handle's (handle.h, grants): another one has another layout.
+ *
+ * All of them: -ENOTCONN that session has ended; -EACCES it has published its layout; and as gms_allocate(), gms_free().
+ */
+#include "handle.h"
+
+int allocate_slab(struct gms *g, uint64_t grant, uint64_t bytes, const char *tag, uint64_t deadline_ms,
+                  struct gms_allocation *ret);
+int allocate_return(struct gms *g, uint64_t grant, uint64_t id);
+
+/* No more than whether these may be asked for. */
+int allocate_check(struct gms *g, uint64_t grant);
