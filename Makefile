@@ -188,7 +188,7 @@ check-header:
 
 # ---- the insides: the library's objects, and none of the daemon's (they share names, not meanings)
 
-LIB_UNIT_TESTS := client heap va safetensors digest
+LIB_UNIT_TESTS := client heap va safetensors digest tensors
 
 $(LIB_UNIT_TESTS:%=$(BUILD)/tests/unit_%): $(BUILD)/tests/unit_%: $(BUILD)/obj/tests/unit/test_%.o $(LIB_OBJS) $(VMM_OBJS) $(PROTO_OBJS)
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS_CLIENT) $(LIBS_CHECK) -ldl -lm -lpthread
