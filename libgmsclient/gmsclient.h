@@ -396,7 +396,11 @@ GMS_PUBLIC void gms_torch_free(void *address, ptrdiff_t bytes, int device, void 
 
 /*
  * A layout's tensors are metadata entries with the key "tensor/NAME" whose value is the message Tensor of gms.proto. The
- * layout hash covers them: names, types, shapes and places are structure.
+ * layout hash covers them: names, types, shapes and places are structure, and what means the same is written the same.
+ *
+ * What is smaller than a byte is packed, and C-contiguous only; its elements fill whole bytes in all. The offset of any other
+ * is a multiple of its element's size, in the allocation and in its storage: kernels read it so. A tensor without elements
+ * has a place too, inside its allocation.
  */
 
 enum {
@@ -450,8 +454,8 @@ struct gms_tensor {
         uint64_t slot;
         uint64_t offset;          /* bytes into the allocation, of the first element */
         uint64_t bytes;           /* from the first element to the end of the last; ignored when put */
-        uint64_t storage_offset;  /* bytes into the allocation: the storage that it is a view of, with others of the same ... */
-        uint64_t storage_bytes;   /* ... place. 0 when put: it is alone in a storage of just its bytes */
+        uint64_t storage_offset;  /* bytes into the allocation: the storage that it is a view of, as others of the same ... */
+        uint64_t storage_bytes;   /* ... place are. 0 when put: it is alone in a storage of just its bytes */
         uint64_t address;         /* of the first element; 0 while unmapped, and when put */
 };
 
@@ -463,16 +467,19 @@ struct gms_tensor_list {
 };
 
 /*
- * Writers: puts n tensors, replacing those of the same names; batches as gms_metadata_put(). Several names may have the
- * same place (tied weights). -EINVAL a type, shape, stride or name that cannot be; -ERANGE not inside its allocation or
- * storage; -ENOENT no such slot; -EACCES; -EBUSY sealed.
+ * Writers: puts n tensors, replacing those of the same names; all are checked before the first is sent, and they go in batches
+ * as those of gms_metadata_put(). Several names may have the same place (tied weights). -EINVAL a type, shape, stride, alignment
+ * or name that cannot be: the text says which and why; -ERANGE not inside its allocation or storage; -ENOENT no such slot;
+ * -EACCES; -EBUSY sealed.
  */
 GMS_PUBLIC int gms_tensors_put(struct gms *g, const struct gms_tensor *tensors, size_t n);
 
 /*
- * All tensors of the session's layout, with their addresses where that is mapped. One round trip for some ten thousand
- * of them.
- * -EBADMSG an entry "tensor/..." is no tensor, or points outside of its allocation: the text names it.
+ * All tensors of the session's layout, with their addresses where that is mapped. One round trip for the first 9,000 or so of
+ * what is published or sealed; one for each 60,000 bytes of the others, and of what is still being built. Whatever a writer
+ * may have written, a tensor in a list has a type, shape and strides that can be, and what the handle knows of its layout
+ * (after gms_attach(), or because it allocated it) contains it; where nothing is known, its first byte is inside.
+ * -EBADMSG an entry "tensor/..." is no such tensor: the text says which and why. gms_metadata_list() shows all entries.
  */
 GMS_PUBLIC int gms_tensors_list(struct gms *g, struct gms_tensor_list *ret);
 
@@ -486,10 +493,12 @@ GMS_PUBLIC void gms_tensors_free(struct gms_tensor_list *list);
 
 /*
  * A mapped tensor for any framework that takes DLPack: `versioned` 0 makes a DLManagedTensor, 1 a
- * DLManagedTensorVersioned of version 1.x, with the read-only flag when the mapping is. No copy. Its deleter may be
- * called from any thread: until then the handle behind it stays open with its lock and mapping, even if gms_close()
- * comes first. gms_unmap_all() takes the memory away under it all the same, and gms_remap_all() brings it back.
- * -EACCES unmapped, or without access; -EOPNOTSUPP DLPack has no such type; -ENOENT the handle knows no such slot.
+ * DLManagedTensorVersioned of version 1.1, with the read-only flag when the mapping is (the other form cannot say it). No copy,
+ * and nothing of the tensor's or its list's is kept. Its deleter may be called from any thread: until then the handle behind it
+ * stays open with its lock and mapping, even if gms_close() comes first. gms_unmap_all() takes the memory away under it all the
+ * same, and gms_remap_all() brings it back. Types of less than a byte have one lane, and a shape in elements.
+ * -EACCES unmapped, or without access; -ENOENT the handle knows no such slot; -ESTALE the tensor was listed in another layout
+ * than is mapped; -EINVAL and -ERANGE as gms_tensors_put().
  */
 GMS_PUBLIC int gms_dlpack(struct gms *g, const struct gms_tensor *tensor, int versioned, void **ret_managed);
 

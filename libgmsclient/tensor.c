@@ -110,7 +110,7 @@ void tensor_message(const struct gms_tensor *t, Gms__Tensor *ret_message) {
                 ret_message->n_strides = t->rank;
                 ret_message->strides = (uint64_t *)(uintptr_t)t->strides;
         }
-        if (t->storage_offset != t->offset || t->storage_bytes != t->bytes) {
+        if (t->storage_bytes != t->bytes) { /* else it begins where the tensor does */
                 ret_message->storage_before = t->offset - t->storage_offset;
                 ret_message->storage_bytes = t->storage_bytes;
         }
