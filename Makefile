@@ -520,6 +520,8 @@ gpu-bundle: all $(BUNDLE_BIN) $(FAKECUDA_LIBS) tests/gpu/run
 	$(Q)mkdir -p $(BUNDLE)/bin/tests/fakecuda && cp $(FAKECUDA_LIBS) $(BUNDLE)/bin/tests/fakecuda && cp $(BUILD)/libgmsclient.so $(BUNDLE)/bin
 	$(Q)LD_LIBRARY_PATH=$(BUILD) ldd $(filter-out %.so.1,$(BUNDLE_BIN)) | awk '$$2 == "=>" && $$3 ~ /^\// { print $$3 }' | sort -u | \
 		grep -vE '/(ld-linux|libc|libm|libdl|libpthread|librt|libgmsclient|libcuda|libnvidia)[-.0-9a-z]*\.so' | xargs -r cp -Lt $(BUNDLE)/lib
+	$(Q)mkdir -p $(BUNDLE)/python/gms && cp libgmsclient/python/gms/*.py $(BUNDLE)/python/gms && \
+		cp tests/python/process.py $(BUNDLE)/python && cp tests/gpu/torch_*.py $(BUNDLE)
 	$(Q)strip --strip-debug $(addprefix $(BUNDLE)/bin/,$(notdir $(BUNDLE_BIN))) $(BUNDLE)/lib/*.so*
 	$(Q)du -sh $(BUNDLE)
 
