@@ -312,10 +312,10 @@ GMS_PUBLIC void gms_metadata_free(struct gms_metadata_list *list);
 
 /*
  * Sub-allocation for writers. An allocation costs a reader 20-40 us and a descriptor to attach, however small it is; a
- * pool takes large ones (slabs) from the handle and hands out pieces of them. Slabs grow with the pool, so that a small
- * one wastes little and a large one has few; what is larger than a slab gets one of its own, of just its size. When the
- * device is short of memory smaller slabs are tried before -ENOMEM. Allocating and freeing are O(1), and any thread may
- * do both. What a piece is, metadata says: (slot, offset).
+ * pool takes large ones (slabs) from the handle and hands out pieces of them. Slabs grow with the pool, from 32 MiB to an
+ * eighth of what it has, so that a small one wastes little and a large one has few; what is larger than that gets one of its
+ * own, of just its size. When the device is short of memory smaller slabs are tried before -ENOMEM. Allocating and freeing
+ * are O(1), and any thread may do both; only who needs another slab waits. What a piece is, metadata says: (slot, offset).
  */
 struct gms_pool;
 
@@ -323,7 +323,8 @@ struct gms_pool_options {
         uint32_t size;
         uint32_t reserved;
         const char *tag;   /* of the slabs, as in gms_allocate(); NULL: "slab" */
-        uint64_t expected; /* bytes that will be asked for in all, when that is known: fewer and fuller slabs. 0: unknown */
+        uint64_t expected; /* bytes that will be asked for in all, each rounded up to 256, when that is known: fewer and
+                              fuller slabs. 0: unknown */
         uint64_t slab_max; /* bytes; the largest slab that is taken ahead of demand. 0: 2 GiB, 16 GiB when `expected` is given */
 };
 
@@ -338,28 +339,38 @@ struct gms_piece {
 };
 
 /*
- * Makes a pool on a writer's handle; `options` may be NULL. Takes no memory yet. The handle stays open until the pool is
- * closed, even if gms_close() comes first. -EINVAL, -ENOMEM, -EACCES not a writer, -ENOTCONN.
+ * Makes a pool for the layout that the writer `g` builds; `options` may be NULL. Takes no memory yet. The handle stays open
+ * until the pool is closed, even if gms_close() comes first. The slabs are the pool's: not to be freed by gms_free() while it
+ * is open. -EINVAL, -ENOMEM, -EACCES not a writer, -ENOTCONN.
  */
 GMS_PUBLIC int gms_pool_open(struct gms_pool **ret_pool, struct gms *g, const struct gms_pool_options *options);
 
-/* Forgets the pool. Its slabs stay what they are: allocations of the layout. NULL is allowed. */
+/*
+ * Forgets the pool, when nobody is inside of a call on it. Its slabs stay what they are: allocations of the layout. NULL is
+ * allowed.
+ */
 GMS_PUBLIC void gms_pool_close(struct gms_pool *p);
 
 /*
- * A piece of at least `bytes` at a multiple of `alignment`: a power of two up to the device's granularity, 0 for 256.
- * -EINVAL bytes 0, or such an alignment; else as gms_allocate(). No round trip unless a slab is needed.
+ * A piece of at least `bytes` at a multiple of `alignment`: a power of two up to the device's granularity, 0 for 256. No
+ * round trip unless a slab is needed; then it waits for memory as gms_allocate(), but not when meanwhile room is made in the
+ * pool.
+ * -EINVAL bytes 0, or such an alignment; -ENOTCONN the session that the pool was opened in has ended; -EACCES it has
+ * published; else as gms_allocate(). Of a sealed layout pieces can be had as far as its slabs go, then -EBUSY.
  */
 GMS_PUBLIC int gms_pool_allocate(struct gms_pool *p, uint64_t bytes, uint64_t alignment, struct gms_piece *ret);
 
 /*
- * Gives a piece back, by its address. Neighbours that are free become one. A slab of which nothing is used goes back to the
- * device, but for one that is kept for the next allocation; gms_pool_trim() gives that back as well. What was
+ * Gives a piece back, by its address; for a GPU, when no work on it is under way. Neighbours that are free become one. A
+ * slab of which nothing is used goes back to the device, but for one that is kept for the next allocation. What was
  * published or sealed since is only marked free. -ENOENT no piece begins there.
  */
 GMS_PUBLIC int gms_pool_free(struct gms_pool *p, uint64_t address);
 
-/* Gives back all slabs of which nothing is used. Do so before gms_commit(). Errors as gms_free(). */
+/*
+ * Gives back all slabs of which nothing is used. Do so before gms_commit(). For a GPU, when no work is under way on what was
+ * freed by gms_torch_free(): what was freed while its stream was captured waits for this call. Errors as gms_free().
+ */
 GMS_PUBLIC int gms_pool_trim(struct gms_pool *p);
 
 struct gms_pool_stats {
@@ -376,7 +387,7 @@ struct gms_pool_stats {
 
 /*
  * Fragmentation by the field's definitions: internal is 1 - requested / allocated, external is 1 - largest_free /
- * (reserved - allocated), and reserved / requested is what a byte costs in all.
+ * (reserved - allocated), and reserved / requested is what a byte costs in all. -EINVAL.
  */
 GMS_PUBLIC int gms_pool_stats(struct gms_pool *p, struct gms_pool_stats *ret);
 
@@ -384,12 +395,14 @@ GMS_PUBLIC int gms_pool_stats(struct gms_pool *p, struct gms_pool_stats *ret);
  * PyTorch's pluggable allocator: torch.cuda.memory.CUDAPluggableAllocator("libgmsclient.so.1", "gms_torch_alloc",
  * "gms_torch_free"), best inside a torch.cuda.MemPool. The pair carries neither session nor tag: gms_torch_use() says which
  * pool (and with it which session and tag) its device's allocations come from, for all threads of the process, until
- * gms_torch_clear(). Neither synchronises: a freed piece is used again once the work that its stream had then is done.
+ * gms_torch_clear() or gms_pool_close(). Neither synchronises: a freed piece is used again, or goes back with its slab, once
+ * the work that its stream had then is done, which later calls find out.
  */
 GMS_PUBLIC int gms_torch_use(struct gms_pool *p);   /* -EBUSY another pool is in use for this GPU; -ENODEV host memory */
 GMS_PUBLIC int gms_torch_clear(struct gms_pool *p); /* -ENOENT it is not in use. Pieces stay, and can be freed */
-/* `device` is the ordinal in this process, `stream` a CUstream. NULL: no pool is in use for it, or no memory. */
+/* `device` is the ordinal in this process, `stream` a CUstream. NULL: no pool is in use for it, or no memory; with a text. */
 GMS_PUBLIC void *gms_torch_alloc(ptrdiff_t bytes, int device, void *stream);
+/* In whichever pool it is, in use or not; does nothing for one that was closed. */
 GMS_PUBLIC void gms_torch_free(void *address, ptrdiff_t bytes, int device, void *stream);
 
 /* ---- tensors: a manifest over metadata */

@@ -272,6 +272,10 @@ int heap_allocate_first(struct heap *h, struct slab *s, uint64_t bytes, struct h
         return r;
 }
 
+bool heap_has(const struct heap *h, uint64_t address) {
+        return h->places && h->places[place_find(h, address)];
+}
+
 int heap_free(struct heap *h, uint64_t address, struct slab **ret_slab) {
         if (unlikely(!h->places))
                 return HEAP_E_UNKNOWN;

@@ -89,6 +89,8 @@ int heap_allocate(struct heap *h, uint64_t bytes, uint64_t alignment, struct hea
 int heap_allocate_first(struct heap *h, struct slab *s, uint64_t bytes, struct heap_piece *ret);
 /* Gives a piece back; *ret_slab is what it was a piece of. HEAP_E_UNKNOWN. */
 int heap_free(struct heap *h, uint64_t address, struct slab **ret_slab);
+/* Whether a piece begins there. */
+bool heap_has(const struct heap *h, uint64_t address);
 
 /* Nothing of it is used: its one block is free. */
 static inline bool slab_is_empty(const struct slab *s) {

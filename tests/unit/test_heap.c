@@ -54,6 +54,7 @@ static uint64_t get(uint64_t bytes) {
 
 static struct slab *put(uint64_t address) {
         struct slab *s;
+        ck_assert(heap_has(&heap, address));
         ck_assert_int_eq(heap_free(&heap, address, &s), 0);
         check();
         return s;
@@ -66,6 +67,7 @@ static void full(uint64_t bytes, uint64_t alignment) {
 
 static void unknown(uint64_t address) {
         struct slab *s;
+        ck_assert(!heap_has(&heap, address));
         ck_assert_int_eq(heap_free(&heap, address, &s), HEAP_E_UNKNOWN);
         check();
 }
