@@ -20,8 +20,8 @@ ADDRESS = 0x5000_0000_0000
 
 def weights(seed):
     torch.manual_seed(seed)
-    return {"a": torch.randn(N, N, device="cuda", dtype=torch.bfloat16) / 64, "b": torch.randn(N, N, device="cuda", dtype=torch.bfloat16) / 64,
-            "padding": torch.full((PADDING,), seed, device="cuda", dtype=torch.uint8)}
+    a, b = (torch.randn(N, N, device="cuda", dtype=torch.bfloat16) / 64 for _ in range(2))
+    return {"a": a, "b": b, "padding": torch.full((PADDING,), seed, device="cuda", dtype=torch.uint8)}
 
 
 def publish(seed, mode):

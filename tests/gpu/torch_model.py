@@ -12,7 +12,7 @@ import time
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch_gpu  # noqa: E402
-from torch_gpu import Child, expect, gmsctl, in_child, ms, row, used  # noqa: E402
+from torch_gpu import Child, expect, gmsctl, ms, row, used  # noqa: E402
 
 import gms  # noqa: E402
 import torch  # noqa: E402
@@ -63,7 +63,8 @@ def attached(child, expected):
     result = logits(model)
     times.append(time.perf_counter())
     tied = model.lm_head.weight is model.model.embed_tokens.weight
-    child.send((torch.equal(result, expected), tied, torch.cuda.memory_reserved() >> 20, [b - a for a, b in zip(times, times[1:])]))
+    reserved = torch.cuda.memory_reserved() >> 20
+    child.send((torch.equal(result, expected), tied, reserved, [b - a for a, b in zip(times, times[1:])]))
     signal.pause()
 
 
@@ -83,7 +84,8 @@ def main():
         parameters = Child(lambda child: make(folder), 120).result()
         size = sum(os.path.getsize(os.path.join(folder, f)) for f in os.listdir(folder) if f.endswith(".safetensors"))
         shards = sum(f.endswith(".safetensors") for f in os.listdir(folder))
-        expect(parameters >= 1.2e9 and shards > 2, "parameters", f"{parameters / 1e9:.2f} billion, {size >> 20} MiB in {shards} files")
+        expect(parameters >= 1.2e9 and shards > 2, "parameters",
+               f"{parameters / 1e9:.2f} billion, {size >> 20} MiB in {shards} files")
         expected, seconds = Child(lambda child: ordinary(folder), 120).result()
         row("from_pretrained, to the first logits", ms(seconds))
 

@@ -61,7 +61,7 @@ def train(child):
         for p in model.parameters():
             p.grad = None
         torch.cuda.empty_cache()
-        facts["bytes"] = sum(t.numel() * t.element_size() for t in {id(t): t for t in [*model.parameters(), *model.buffers()]}.values())
+        facts["bytes"] = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
         before = {n: p.data_ptr() for n, p in model.named_parameters()}
         begin = time.perf_counter()
         session = pool.publish(model, "trained@10")
@@ -126,9 +126,11 @@ def main():
     expect(facts["losses"][1] < facts["losses"][0], "loss in ten steps", "{:.3f} to {:.3f}".format(*facts["losses"]))
     expect(stats.requested > facts["bytes"], "slabs while training",
            f"{stats.slabs} of {stats.reserved // MIB} MiB, {stats.requested // MIB} MiB in {stats.pieces} segments")
-    row("fragmentation of slabs, internal and external", f"{stats.internal_fragmentation:.3f}, {stats.external_fragmentation:.3f}")
+    row("fragmentation of slabs, internal and external",
+        f"{stats.internal_fragmentation:.3f}, {stats.external_fragmentation:.3f}")
     expect(facts["in place"], "parameters are published where they lie", ms(facts["publish"]))
-    expect(facts["store"] < 2 * facts["bytes"] + 64 * MIB, "published, of which the model", f"{facts['store'] // MIB} MiB, {facts['bytes'] // MIB} MiB")
+    expect(facts["store"] < 2 * facts["bytes"] + 64 * MIB, "published, of which the model",
+           f"{facts['store'] // MIB} MiB, {facts['bytes'] // MIB} MiB")
     expect(not facts["grad"], "published parameters ask for no gradients")
     expect(facts["after close"], "the model outlives its session")
     for name in ("beside the publisher", "after its death"):
@@ -138,7 +140,8 @@ def main():
             trainer.kill()
     before = owned()
     inside, value, returned = in_child(fail)
-    expect(inside - before >= 256 * MIB and value == 1, "an exception in a pool: what was allocated", f"{(inside - before) // MIB} MiB")
+    expect(inside - before >= 256 * MIB and value == 1, "an exception in a pool: what was allocated",
+           f"{(inside - before) // MIB} MiB")
     expect(returned >= 256, "and what was given back in the same process", f"{returned} MiB")
     expect(owned() == before and in_child(attach, facts["outputs"])[0], "what was published before is there still")
     returned = in_child(give_back)

@@ -3,7 +3,6 @@
 The allocator pair that torch is given, called as torch calls it, on a GPU of the fake driver: torch.cuda itself needs a
 real one (tests/gpu/torch_pool.py).
 """
-import ctypes
 import os
 import subprocess
 import sys

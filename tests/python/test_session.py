@@ -301,8 +301,8 @@ class Package(unittest.TestCase):
                  "pool_options": _library.PoolOptions, "piece": _library.Piece, "pool_stats": _library.PoolStats,
                  "checkpoint_progress": _library.Progress}
         checks = "".join(f'_Static_assert(sizeof(struct gms_{n}) == {ctypes.sizeof(s)}, "");\n' +
-                         "".join(f'_Static_assert(offsetof(struct gms_{n}, {f}) == {getattr(s, f).offset}, "{f}");\n' for f, _ in s._fields_)
-                         for n, s in names.items())
+                         "".join(f'_Static_assert(offsetof(struct gms_{n}, {f}) == {getattr(s, f).offset}, "{f}");\n'
+                                 for f, _ in s._fields_) for n, s in names.items())
         subprocess.run([cc, "-fsyntax-only", "-x", "c", "-I", ROOT / "libgmsclient", "-"], check=True, text=True,
                        input="#include <stddef.h>\n#include <gmsclient.h>\n" + checks)
 

@@ -2,10 +2,10 @@
 """Tensors and modules: what one process publishes, another has, bit for bit."""
 import errno
 import gc
-import os
 import signal
 import tempfile
 import time
+import unittest.mock
 import weakref
 
 from support import Case, Child, Daemon, gms, in_child, needs_torch, torch, write_safetensors
@@ -52,7 +52,8 @@ def same(a, b):
 class Tensors(Case):
     def test_every_type(self):
         floats = torch.randn(6, 4)
-        names = ["float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz"]
+        names = ["float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz",
+                 "float8_e5m2fnuz"]
         there = {"float32": floats, "bool": floats > 0, "complex64": torch.complex(floats, -floats)}
         there.update({n: floats.to(getattr(torch, n)) for n in names if hasattr(torch, n)})
         there.update({n: torch.arange(100, 112).view(3, 4).to(getattr(torch, n)) for n in
@@ -123,6 +124,15 @@ class Tensors(Case):
         del tail
         gms.pool(self.store, deadline=0).close()
 
+    def test_a_capsule_that_nobody_takes(self):
+        """It keeps nothing."""
+        gms.publish({"x": torch.arange(10)}, self.store).close()
+        session = gms.attach(self.store)
+        with unittest.mock.patch("torch.utils.dlpack.from_dlpack", side_effect=BufferError("no")):
+            self.assertRaises(BufferError, session.tensors)
+        session.close()
+        gms.pool(self.store, deadline=0).close()
+
     def test_write_is_a_segfault(self):
         gms.publish({"x": torch.zeros(10)}, self.store).close()
 
@@ -171,8 +181,8 @@ class Tensors(Case):
                 session.close()
             return times
         times = in_child(look)
-        print(f"\n3,000 tensors: {times[0][0] * 1e3:.1f} ms the first time, {min(times)[0] * 1e3:.1f} ms at best, over the attach of "
-              f"{times[0][1] * 1e3:.1f} ms")
+        print(f"\n3,000 tensors: {times[0][0] * 1e3:.1f} ms the first time, {min(times)[0] * 1e3:.1f} ms at best, over the "
+              f"attach of {times[0][1] * 1e3:.1f} ms")
         self.assertLess(min(times)[0], 0.1)
 
 
@@ -186,7 +196,8 @@ class Publish(Case):
         kinds = {i.name: i.kind for i in session.manifest()}
         self.assertEqual(kinds["embed.weight"], "parameter")
         self.assertEqual(kinds["rotary.frequencies"], "buffer")
-        self.assertEqual(set(kinds), {n for n, _ in module.named_parameters(remove_duplicate=False)} | {n for n, _ in module.named_buffers()})
+        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
+        self.assertEqual(set(kinds), {n for n, _ in named})
         tensors = session.tensors()
         self.assertIs(tensors["embed.weight"], tensors["head.weight"])
         self.assertEqual([n for n, t in module.state_dict().items() if not same(t, tensors[n])], [])
@@ -298,7 +309,9 @@ class Into(Case):
         self.assertIs(module.head.weight, module.embed.weight)
 
     def test_what_does_not_fit(self):
-        published = {n: t for n, t in self.there.state_dict().items() if n not in ("norm.weight", "low", "norm.num_batches_tracked")}
+        published = self.there.state_dict()
+        for name in ("norm.weight", "low", "norm.num_batches_tracked"):
+            del published[name]
         published["embed.weight"] = published["head.weight"] = torch.zeros(16, 9)
         published["norm.bias"] = torch.zeros(8, dtype=torch.float16)
         gms.publish(published, self.store).close()

@@ -17,13 +17,14 @@ GPU memory that outlives its processes, for PyTorch. The service is gmsd; a stor
 What is attached is read-only: a write to it is a SIGSEGV on a host store and costs the CUDA context on a GPU. Errors are
 gms.Error with an errno and a sentence. Without torch attach(), load(), verify() and all that is no tensor work too.
 """
-from ._library import Error
-from ._library import version as __version__
+from ._library import Error, version
 from .checkpoint import Progress, load, verify
 from .modules import parameters_on_meta
 from .pool import Pool, PoolStats, pool, publish
 from .session import Event, Session, State, attach, manifest
 from .tensors import TensorInfo
+
+__version__ = version
 
 __all__ = ["Error", "Event", "Pool", "PoolStats", "Progress", "Session", "State", "TensorInfo", "attach", "load", "manifest",
            "parameters_on_meta", "pool", "publish", "verify"]

@@ -146,7 +146,8 @@ def _load() -> ctypes.CDLL:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as e:
-        raise ImportError(f"gms needs libgmsclient of version {MAJOR}: {e}. Install it (make install), or name it in $GMS_LIBRARY") from e
+        raise ImportError(f"gms needs libgmsclient of version {MAJOR}: {e}. Install it (make install), or name it in "
+                          "$GMS_LIBRARY") from e
     version = library.gms_version().decode()
     if version.split(".")[0] != MAJOR:
         raise ImportError(f"gms needs libgmsclient of version {MAJOR}, and {found} is {version}")
@@ -183,4 +184,4 @@ _DELETER_AT = 56  # in a DLManagedTensor: behind the DLTensor of 48 bytes and th
 
 
 def delete_managed(managed: int) -> None:
-    CFUNCTYPE(None, c_void_p)(c_void_p.from_address(managed + _DELETER_AT).value)(managed)
+    ctypes.cast(c_void_p.from_address(managed + _DELETER_AT), CFUNCTYPE(None, c_void_p))(managed)

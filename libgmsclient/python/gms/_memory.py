@@ -21,7 +21,7 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
     """Its extent, as uint8 over the same memory."""
     start, end = extent(tensor)
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(
-        tensor.untyped_storage(), tensor.storage_offset() * tensor.element_size(), (end - start,))
+        tensor.untyped_storage(), tensor.storage_offset() * tensor.element_size(), (end - start,), (1,))
 
 
 def private_copies(shared: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -35,8 +35,8 @@ def load(store: str, paths: Paths, *, identity: str | None = None, tag: str | No
     `mode` "rw" has the store to itself, "update" builds beside the readers of what is published. `threads` share the
     work; eight saturate the link to an H200. `progress` is called about ten times a second, and at the end.
 
-    Whatever fails, Ctrl-C included, leaves what was published before. errno.EBADMSG: a file is not what it should be, the text says
-    where and why. Other errors as attach()'s, and errno.ENOMEM.
+    Whatever fails, Ctrl-C included, leaves what was published before. errno.EBADMSG: a file is not what it should be, the
+    text says where and why. Other errors as attach()'s, and errno.ENOMEM.
     """
     with _opened(paths) as checkpoint:
         handle = Handle(store, socket)
@@ -75,17 +75,17 @@ def verify(store: str, paths: Paths, *, deadline: float | None = None, threads: 
 
 
 @contextlib.contextmanager
-def _opened(paths: Paths) -> Iterator[int]:
+def _opened(paths: Paths) -> Iterator[c_void_p]:
     names = [os.fsencode(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     made = c_void_p()
     check(lib.gms_checkpoint_open(byref(made), (c_char_p * len(names))(*names), len(names)))
     try:
-        yield made.value
+        yield made
     finally:
         lib.gms_checkpoint_close(made)
 
 
-def _work(checkpoint: int, threads: int, progress: Callable[[Progress], object] | None) -> None:
+def _work(checkpoint: c_void_p, threads: int, progress: Callable[[Progress], object] | None) -> None:
     """Has threads do the work, while this one reports and can be interrupted."""
     failures: list[Error] = []
     began = time.monotonic()

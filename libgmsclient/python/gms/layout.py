@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from ctypes import byref, c_int64, c_size_t
+from ctypes import byref, c_int64, c_size_t, c_void_p
 from typing import Mapping
 
 import torch
@@ -66,9 +66,10 @@ class Layout:
     @property
     def bytes(self) -> int:
         """What a store needs for it when nothing lies there yet."""
-        return sum((end - start + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT for start, end in map(self._range, self.storages.values()))
+        ranges = map(self._range, self.storages.values())
+        return sum((end - start + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT for start, end in ranges)
 
-    def place(self, g: int, pool: int) -> None:
+    def place(self, g: int, pool: c_void_p) -> None:
         """Finds what lies in the handle's allocations, and copies the rest into pieces of the pool."""
         n = c_size_t()
         check(lib.gms_allocations(g, None, 0, byref(n)))
@@ -86,7 +87,7 @@ class Layout:
             else:
                 self._copy(g, pool, shared)
 
-    def _copy(self, g: int, pool: int, shared: list[Entry]) -> None:
+    def _copy(self, g: int, pool: c_void_p, shared: list[Entry]) -> None:
         start, end = self._range(shared)
         piece = Piece()
         check(lib.gms_pool_allocate(pool, end - start, 0, byref(piece)))
@@ -102,7 +103,7 @@ class Layout:
         check(lib.gms_tensors_put(g, (Tensor * len(rows))(*rows), len(rows)))
 
     def settle(self) -> None:
-        """After publishing: a module's tensors in place are read-only, so gradients are refused, and buffers are its own again."""
+        """After publishing: a module's tensors in place are read-only. No gradients for them, and buffers are its own again."""
         if self.module is None:
             return
         own: dict[int, torch.Tensor] = {}

@@ -31,12 +31,13 @@ def parameters_on_meta() -> Iterator[None]:
     def to_meta(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter | None:
         if threading.get_ident() != thread or parameter is None or parameter.is_meta or torch.nn.parameter.is_lazy(parameter):
             return None
-        if parameter not in made:
-            made[parameter] = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-            made[parameter].__dict__.update(parameter.__dict__)
-        return made[parameter]
+        meta: torch.nn.Parameter | None = made.get(parameter)  # type: ignore[no-untyped-call]
+        if meta is None:
+            meta = made[parameter] = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+            meta.__dict__.update(parameter.__dict__)
+        return meta
 
-    hook = register_module_parameter_registration_hook(to_meta)
+    hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]
     try:
         yield
     finally:
@@ -50,7 +51,7 @@ def fill(g: int, module: Module, uuid: str, strict: bool, prefix: str) -> Module
     device, export = torch_device(uuid), exporter(g)
     owners = dict(module.named_modules(remove_duplicate=False))
     wrong: list[str] = []
-    parameters: list[tuple[list[str], torch.Tensor]] = []
+    parameters: list[tuple[list[str], torch.nn.Parameter]] = []
     buffers: list[tuple[list[str], torch.Tensor]] = []
     copied: dict[tuple[int, int], list[tuple[list[str], Tensor]]] = {}  # by storage
 
@@ -90,9 +91,9 @@ def fill(g: int, module: Module, uuid: str, strict: bool, prefix: str) -> Module
         for shared in copied.values():
             buffers += zip([names for names, _ in shared], private_copies([export(row) for _, row in shared]))
 
-    for names, tensor in parameters:
+    for names, parameter in parameters:
         for owner, leaf in (_leaf(owners, n) for n in names):
-            owner._parameters[leaf] = tensor
+            owner._parameters[leaf] = parameter
     for names, tensor in buffers:
         for owner, leaf in (_leaf(owners, n) for n in names):
             owner._buffers[leaf] = tensor

@@ -64,7 +64,7 @@ class Pool:
                 raise Error(errno.EDEADLK, f"this thread is inside a pool of {store}, whose lock another one would wait for")
             forgotten.close()
         self._tag, self._expected = tag, expected
-        self._pool: int | None = None
+        self._pool: c_void_p | None = None
         self._mem_pool: torch.cuda.MemPool | None = None
         self._routing: contextlib.ExitStack | None = None
         self._handle: Handle | None = Handle(store, socket)
@@ -146,17 +146,17 @@ class Pool:
             raise Error(errno.EBADF, f"the pool of {self._key[0]} has published or is closed; make another one")
         return self._handle
 
-    def _open(self, expected: int = 0) -> int:
+    def _open(self, expected: int = 0) -> c_void_p:
         """The struct gms_pool; at the latest possible moment, when the most is known."""
         handle = self._live()
         if self._pool is None:
             made = c_void_p()
             options = _library.PoolOptions(tag=text(self._tag), expected=self._expected or expected)
             check(lib.gms_pool_open(byref(made), handle.g, byref(options)))
-            self._pool = made.value
+            self._pool = made
         return self._pool
 
-    def _route(self, pool: int, stack: contextlib.ExitStack) -> None:
+    def _route(self, pool: c_void_p, stack: contextlib.ExitStack) -> None:
         """Sends what this thread's torch allocates on the GPU to the pool, until the stack is unwound."""
         import torch
         if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 8):
@@ -164,7 +164,7 @@ class Pool:
                                           "allocator; a pool on a GPU needs 2.8")
         device = torch_device(self._device)
         if self._mem_pool is None:
-            self._mem_pool = torch.cuda.MemPool(_allocator().allocator())
+            self._mem_pool = torch.cuda.MemPool(_allocator().allocator())  # type: ignore[no-untyped-call]
         check(lib.gms_torch_use(pool))
         stack.callback(lib.gms_torch_clear, pool)
         stack.enter_context(torch.cuda.use_mem_pool(self._mem_pool, device))
@@ -195,9 +195,8 @@ class Pool:
 
 
 def _pools() -> dict[tuple[str, str | None], Pool]:
-    if not hasattr(_LAST, "pools"):
-        _LAST.pools = {}
-    return _LAST.pools
+    pools: dict[tuple[str, str | None], Pool] = _LAST.__dict__.setdefault("pools", {})
+    return pools
 
 
 def _allocator() -> torch.cuda.memory.CUDAPluggableAllocator:

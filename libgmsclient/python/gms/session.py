@@ -119,7 +119,8 @@ class Session:
     def refresh(self) -> bool:
         """
         Moves to the newest generation, at the same addresses: tensors show the new bytes. False: there is none newer.
-        Waits for what torch has queued on the GPU; nothing may be queued meanwhile. Asleep, only the session moves. Buffers that into() copied stay as they are.
+        Waits for what torch has queued on the GPU; nothing may be queued meanwhile. Asleep, only the session moves. Buffers
+        that into() copied stay as they are.
 
         errno.ESTALE: the new structure differs (attach anew); errno.EKEYREJECTED: not the identity demanded;
         errno.ENOENT: nothing is published any more.

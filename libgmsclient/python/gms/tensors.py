@@ -87,7 +87,6 @@ def exporter(g: int) -> Callable[[Tensor], torch.Tensor]:
     """
     What makes a torch tensor of a row. The tensor keeps the handle's mappings and lock until it and its views are gone.
     """
-    import torch  # noqa: F401: a plain ImportError if there is none
     from torch.utils.dlpack import from_dlpack
 
     plain = {code for code, (_, carrier) in _TYPES.items() if carrier is None}
@@ -104,7 +103,7 @@ def exporter(g: int) -> Callable[[Tensor], torch.Tensor]:
             return from_dlpack(capsule)
         finally:
             if capsule_is_valid(capsule, b"dltensor"):  # nobody took it
-                delete_managed(managed.value)
+                delete_managed(managed.value or 0)
 
     return export
 
@@ -114,8 +113,9 @@ def _carried(row: Tensor) -> tuple[Tensor, torch.dtype]:
     import torch
     dtype, shape = torch_dtype(row.dtype), tuple(row.shape[:row.rank])
     if dtype is None or (row.dtype == _F4 and (not shape or shape[-1] % 2)):
-        raise Error(errno.EOPNOTSUPP, f"{row.name.decode()} is {list(shape)} of {lib.gms_dtype_name(row.dtype).decode()}, which torch "
-                                      f"{torch.__version__} has no type for; ask for other tensors by prefix")
+        name = lib.gms_dtype_name(row.dtype).decode()
+        raise Error(errno.EOPNOTSUPP, f"{row.name.decode()} is {list(shape)} of {name}, and torch {torch.__version__} has no such "
+                                      "type; ask for other tensors by prefix")
     carrier = Tensor.from_buffer_copy(row)
     carrier.dtype = _TYPES[row.dtype][1]
     if row.dtype == _F4:
