@@ -440,7 +440,7 @@ $(BUILD)/tests/bench/bench: $(BENCH_OBJS) $(BENCH_FOLD) $(VMM_OBJS) $(PROTO_OBJS
 
 .PHONY: bench
 bench: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/bench/bench $(FAKECUDA_LIBS)
-	$(Q)$(BUILD)/tests/bench/bench --device $(DEVICE) --build $(BUILD) $(if $(PART),--part $(PART))
+	$(Q)PYTHON=$(PYTHON) PYTHONPATH=libgmsclient/python $(BUILD)/tests/bench/bench --device $(DEVICE) --build $(BUILD) $(if $(PART),--part $(PART))
 
 # ---- tests: fuzzing
 
