@@ -110,7 +110,7 @@ $(BUILD)/libgmsclient.so: $(LIB_OBJS) $(VMM_OBJS) $(PROTO_OBJS) libgmsclient/lib
 # Finds the library beside itself in the build tree, and in ../lib where it is installed.
 $(BUILD)/gmsctl: $(CTL_OBJS) $(BUILD)/libgmsclient.so
 	$(call say,LD,$@)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib' -o $@ $(CTL_OBJS) \
-		-L$(BUILD) -lgmsclient $(call pkg,--libs,jansson)
+		-L$(BUILD) -lgmsclient $(call pkg,--libs,jansson) -lpthread
 
 # ---- tests: units
 
@@ -349,7 +349,7 @@ check: $(if $(SANITIZE),,check-systemd)
 # make check-integration T=lock/
 
 INTEGRATION      := $(BUILD)/tests/integration
-INTEGRATION_OBJS := $(call objs,$(sort $(wildcard tests/integration/*.c)))
+INTEGRATION_OBJS := $(call objs,$(sort $(wildcard tests/integration/*.c))) $(WEIGHTS_OBJ)
 
 $(INTEGRATION): $(INTEGRATION_OBJS) $(VMM_OBJS) $(PROTO_OBJS) $(BUILD)/libgmsclient.so
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/..' -o $@ $(filter %.o,$^) \
