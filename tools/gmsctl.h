@@ -123,7 +123,9 @@ struct layout {
         struct gms_store store;
         struct gms_allocation *allocations;
         size_t n_allocations;
-        struct gms_metadata_list metadata;
+        struct gms_metadata_list metadata; /* all of it, tensors too */
+        struct gms_tensor_list tensors;
+        char *tensors_fault;               /* why there are none although an entry says so; NULL: there are */
 };
 
 int layout_read(struct layout *l, struct gms *g, const char *store, bool metadata); /* an exit code */
@@ -134,6 +136,16 @@ json_t *stores_json(const struct gms_store *stores, size_t n);
 json_t *allocations_json(const struct layout *l);
 int stores_print(const struct gms_store *stores, size_t n);
 int allocations_print(const struct layout *l);
+
+/* ---- totals.c: the allocations by tag */
+
+json_t *totals_json(const struct layout *l);
+int totals_print(const struct layout *l);
+
+/* ---- tensors.c */
+
+json_t *tensors_json(const struct gms_tensor_list *tensors);
+int tensors_print(const struct gms_tensor_list *tensors);
 
 /* ---- progress.c: a line on stderr while bytes are copied; nothing when that is no terminal */
 

@@ -22,11 +22,19 @@ static int read_parts(struct layout *l, struct gms *g, const char *store, bool m
         if (l->store.generation == 0 && !l->store.sealed)
                 return 0;
         int r = gms_query_layout(g, store, &l->allocations, &l->n_allocations);
-        return r < 0 || !metadata ? r : gms_query_metadata(g, store, &l->metadata);
+        if (r == 0 && metadata)
+                r = gms_query_metadata(g, store, &l->metadata);
+        if (r == 0 && metadata)
+                r = gms_query_tensors(g, store, &l->tensors);
+        if (r != -EBADMSG)
+                return r;
+        /* Somebody wrote what is no tensor: there is still all else to look at. */
+        l->tensors_fault = strdup(ctl_why(r));
+        return l->tensors_fault ? 0 : -ENOMEM;
 }
 
 int layout_read(struct layout *l, struct gms *g, const char *store, bool metadata) {
-        *l = (struct layout){ .metadata = GMS_INIT(struct gms_metadata_list) };
+        *l = (struct layout){ .metadata = GMS_INIT(struct gms_metadata_list), .tensors = GMS_INIT(struct gms_tensor_list) };
 
         /* Several questions, and the store may be published, or cleared, in between: ask until it stood still. */
         for (unsigned attempt = 0; attempt < 20; attempt++) {
@@ -52,9 +60,9 @@ void layout_done(struct layout *l) {
         gms_array_free(l->allocations);
         l->allocations = NULL;
         l->n_allocations = 0;
-        if (l->metadata.entries)
-                gms_metadata_free(&l->metadata);
-        l->metadata = (struct gms_metadata_list)GMS_INIT(struct gms_metadata_list);
+        gms_metadata_free(&l->metadata);
+        gms_tensors_free(&l->tensors);
+        free(steal_ptr(&l->tensors_fault));
 }
 
 json_t *store_json(const struct gms_store *s) {

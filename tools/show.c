@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: MIT
-/* gmsctl show: one store, its layout and its metadata. */
+/* gmsctl show: one store, its layout, its tensors and its metadata. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "gmsctl.h"
 
-#define HEX_SHOWN 16u /* bytes of a value that is no text */
+#define HEX_SHOWN 16u         /* bytes of a value that is no text */
+#define ALLOCATIONS_SHOWN 24u /* more are shown by tag */
+
+/* Tensors are entries too, and shown as what they are. */
+static bool is_tensor(const struct layout *l, const struct gms_metadata *m) {
+        return !l->tensors_fault && strncmp(m->key, "tensor/", 7) == 0;
+}
 
 /* {"value": text} or {"value_hex": hex}: a value is any bytes. */
 static json_t *entry_json(const struct gms_metadata *m) {
@@ -18,10 +24,11 @@ static json_t *entry_json(const struct gms_metadata *m) {
                          JSON_N(m->offset), "value_size", JSON_N(m->value_size), key, text);
 }
 
-static json_t *metadata_json(const struct gms_metadata_list *metadata) {
+static json_t *metadata_json(const struct layout *l) {
         json_t *list = json_array();
-        for (size_t i = 0; list && i < metadata->n; i++)
-                if (json_array_append_new(list, entry_json(&metadata->entries[i])) < 0) {
+        for (size_t i = 0; list && i < l->metadata.n; i++)
+                if (!is_tensor(l, &l->metadata.entries[i]) &&
+                    json_array_append_new(list, entry_json(&l->metadata.entries[i])) < 0) {
                         json_decref(list);
                         return NULL;
                 }
@@ -39,7 +46,7 @@ static void value_cell(struct table *t, const struct gms_metadata *m) {
         table_cell(t, "0x%s%s", hex, m->value_size > HEX_SHOWN ? "..." : "");
 }
 
-static int metadata_print(const struct gms_metadata_list *metadata) {
+static int metadata_print(const struct layout *l) {
         static const struct column columns[] = {
                 { "KEY" },
                 { "SLOT", .right = true },
@@ -50,8 +57,10 @@ static int metadata_print(const struct gms_metadata_list *metadata) {
         struct table t;
 
         table_init(&t, columns, ARRAY_SIZE(columns));
-        for (size_t i = 0; i < metadata->n; i++) {
-                const struct gms_metadata *m = &metadata->entries[i];
+        for (size_t i = 0; i < l->metadata.n; i++) {
+                const struct gms_metadata *m = &l->metadata.entries[i];
+                if (is_tensor(l, m))
+                        continue;
                 table_cell(&t, "%s", m->key);
                 table_cell(&t, "%" PRIu64, m->slot);
                 table_cell(&t, "%" PRIu64, m->offset);
@@ -61,7 +70,8 @@ static int metadata_print(const struct gms_metadata_list *metadata) {
         return table_print(&t);
 }
 
-static int store_print(const struct gms_store *s) {
+static int store_print(const struct layout *l) {
+        const struct gms_store *s = &l->store;
         static const struct column columns[] = { { NULL }, { NULL } };
         struct table t;
 
@@ -80,6 +90,12 @@ static int store_print(const struct gms_store *s) {
         table_cell(&t, "%s", s->identity);
         table_cell(&t, "size");
         table_cell(&t, "%s", text_size(s->bytes).s);
+        table_cell(&t, "allocations");
+        table_cell(&t, "%zu", l->n_allocations);
+        if (l->tensors.n > 0) {
+                table_cell(&t, "tensors");
+                table_cell(&t, "%" PRIu32, l->tensors.n);
+        }
         if (s->building_bytes > 0) {
                 table_cell(&t, "being built");
                 table_cell(&t, "%s", text_size(s->building_bytes).s);
@@ -92,6 +108,17 @@ static int store_print(const struct gms_store *s) {
         return table_print(&t);
 }
 
+static int print(const struct layout *l) {
+        int r = store_print(l);
+        if (r == CTL_OK && l->n_allocations > 0)
+                putchar('\n'), r = l->n_allocations > ALLOCATIONS_SHOWN ? totals_print(l) : allocations_print(l);
+        if (r == CTL_OK && l->tensors.n > 0)
+                putchar('\n'), r = tensors_print(&l->tensors);
+        if (r == CTL_OK && l->metadata.n > l->tensors.n)
+                putchar('\n'), r = metadata_print(l);
+        return r;
+}
+
 static int run(const struct ctl *ctl) {
         _cleanup_gms_ struct gms *g = NULL;
         _cleanup_(layout_done) struct layout l = { 0 };
@@ -101,31 +128,33 @@ static int run(const struct ctl *ctl) {
                 r = layout_read(&l, g, ctl->argv[0], true);
         if (r != CTL_OK)
                 return r;
-        if (ctl->json)
-                return json_print_consume(json_pack("{s:o, s:o, s:o}", "store", store_json(&l.store), "allocations",
-                                                    allocations_json(&l), "metadata", metadata_json(&l.metadata)));
-        r = store_print(&l.store);
-        if (r == CTL_OK && l.n_allocations > 0)
-                putchar('\n'), r = allocations_print(&l);
-        if (r == CTL_OK && l.metadata.n > 0)
-                putchar('\n'), r = metadata_print(&l.metadata);
-        return r;
+        r = ctl->json ? json_print_consume(json_pack("{s:o, s:o, s:o, s:o}", "store", store_json(&l.store), "allocations",
+                                                     allocations_json(&l), "tensors", tensors_json(&l.tensors), "metadata",
+                                                     metadata_json(&l)))
+                      : print(&l);
+        return r == CTL_OK && l.tensors_fault ? ctl_fail("%s", l.tensors_fault) : r;
 }
 
 const struct command command_show = {
         .name = "show",
         .synopsis = "STORE",
-        .summary = "one store: its layout and metadata",
-        .help = "Shows a store, the allocations of what is published (else sealed) in it, and\n"
-                "its metadata: key, the slot and offset it points at, the size of the value,\n"
-                "and the value: as text when it is printable, else its first bytes in\n"
+        .summary = "one store: its layout, tensors and metadata",
+        .help = "Shows a store, the allocations of what is published (else sealed) in it (if\n"
+                "there are many, their totals by tag: gmsctl list STORE shows each), its\n"
+                "tensors: name, type, shape, bytes, the slot and the offset where it is; and\n"
+                "its other metadata: key, the slot and offset it points at, the size of the\n"
+                "value, and the value: as text when it is printable, else its first bytes in\n"
                 "hexadecimal. Looking takes no lock and disturbs nobody.\n"
                 "\n"
                 "JSON\n"
                 "  {\"store\": {...},                        as in status\n"
                 "   \"allocations\": [...],                  as in list STORE\n"
+                "   \"tensors\": [{\"name\", \"dtype\", \"kind\", \"shape\", \"strides\", \"bytes\", \"slot\",\n"
+                "                \"offset\", \"storage_offset\", \"storage_bytes\"}],\n"
                 "   \"metadata\": [{\"key\", \"slot\", \"offset\", \"value_size\", \"value\"}]}\n"
-                "  An entry has \"value_hex\" in place of \"value\" when that is no UTF-8 text.\n",
+                "  An entry has \"value_hex\" in place of \"value\" when that is no UTF-8 text.\n"
+                "  Strides count elements; the storage is what a tensor is a view of, in bytes of\n"
+                "  the allocation. Names with the same place are tied.\n",
         .argc_min = 1,
         .argc_max = 1,
         .run = run,

@@ -273,6 +273,81 @@ START_TEST(show_binary_values) {
 }
 END_TEST
 
+/* Tensors apart from other metadata, and slabs by their tag when there are many. */
+START_TEST(show_tensors) {
+        static const int64_t shape[] = { 32, 64 }, strides[] = { 1, 32 };
+        struct gms *writer = run_connect(STORE, GMS_MODE_RW, "writer");
+        struct gms_metadata m = { .size = sizeof(m), .key = "config", .value = "{}", .value_size = 2 };
+        struct gms_tensor t[] = {
+                { .name = "model.embed", .dtype = GMS_DTYPE_BF16, .rank = 2, .shape = shape, .offset = 4096, .slot = 3 },
+                { .name = "model.head", .dtype = GMS_DTYPE_BF16, .rank = 2, .shape = shape, .offset = 4096, .slot = 3 },
+                { .name = "scale", .dtype = GMS_DTYPE_F32, .kind = GMS_TENSOR_BUFFER },
+                { .name = "turned", .dtype = GMS_DTYPE_F8_E4M3, .rank = 2, .shape = shape, .strides = strides },
+        };
+        for (int i = 0; i < 30; i++)
+                ck_assert_int_eq(gms_allocate(writer, 8192, "slab", NULL), 0);
+        for (size_t i = 0; i < ARRAY_SIZE(t); i++)
+                t[i].size = sizeof(t[i]);
+        ck_assert_int_eq(gms_metadata_put(writer, &m, 1), 0);
+        ck_assert_msg(gms_tensors_put(writer, t, ARRAY_SIZE(t)) == 0, "%s", gms_last_error());
+        ck_assert_int_eq(gms_commit(writer, NULL, GMS_COMMIT_LEAVE), 0);
+        gms_close(writer);
+
+        _cleanup_outcome_ struct outcome o = ctl("show", STORE, "--json"), human = ctl("show", STORE);
+        _cleanup_json_ json_t *document = outcome_json(&o);
+        const json_t *tensors = json_object_get(document, "tensors"), *head = find(tensors, "name", "model.head");
+        const json_t *scale = find(tensors, "name", "scale"), *turned = find(tensors, "name", "turned");
+        ck_assert_uint_eq(json_array_size(tensors), 4);
+        ck_assert_uint_eq(json_array_size(json_object_get(document, "metadata")), 1);
+        ck_assert_uint_eq(json_array_size(json_object_get(document, "allocations")), 30);
+        ck_assert_str_eq(text(head, "dtype"), "BF16");
+        ck_assert_str_eq(text(head, "kind"), "parameter");
+        ck_assert_int_eq(number(head, "bytes"), 4096);
+        ck_assert_int_eq(number(head, "slot"), 3);
+        ck_assert_int_eq(number(head, "offset"), 4096);
+        ck_assert_int_eq(number(head, "storage_bytes"), 4096);
+        ck_assert_int_eq(json_integer_value(json_array_get(json_object_get(head, "shape"), 1)), 64);
+        ck_assert_int_eq(json_integer_value(json_array_get(json_object_get(head, "strides"), 0)), 64);
+        ck_assert_str_eq(text(scale, "kind"), "buffer");
+        ck_assert_uint_eq(json_array_size(json_object_get(scale, "shape")), 0);
+        ck_assert_int_eq(json_integer_value(json_array_get(json_object_get(turned, "strides"), 1)), 32);
+
+        ck_assert_int_eq(human.code, 0);
+        ck_assert_ptr_nonnull(strstr(human.out, "[32, 64]"));
+        ck_assert_ptr_nonnull(strstr(human.out, "[32, 64] strides [1, 32]"));
+        ck_assert_ptr_nonnull(strstr(human.out, "F8_E4M3"));
+        ck_assert_ptr_nonnull(strstr(human.out, "240.0 KiB")); /* of all slabs */
+        ck_assert_ptr_nonnull(strstr(human.out, "config"));
+        ck_assert_ptr_null(strstr(human.out, "tensor/"));
+}
+END_TEST
+
+/* What is no tensor hides nothing. */
+START_TEST(show_strange_tensor) {
+        static const int64_t shape[] = { 4 };
+        struct gms *writer = run_connect(STORE, GMS_MODE_RW, "writer");
+        struct gms_metadata m = { .size = sizeof(m), .key = "tensor/strange", .value = "garbage", .value_size = 7 };
+        struct gms_tensor t = { .size = sizeof(t), .name = "good", .dtype = GMS_DTYPE_U8, .rank = 1, .shape = shape };
+        ck_assert_int_eq(gms_allocate(writer, 64, "tag", NULL), 0);
+        ck_assert_int_eq(gms_tensors_put(writer, &t, 1), 0);
+        ck_assert_int_eq(gms_metadata_put(writer, &m, 1), 0);
+        ck_assert_int_eq(gms_commit(writer, NULL, GMS_COMMIT_LEAVE), 0);
+        gms_close(writer);
+
+        _cleanup_outcome_ struct outcome o = ctl("show", STORE, "--json"), human = ctl("show", STORE);
+        ck_assert_int_eq(o.code, 1);
+        ck_assert_int_eq(human.code, 1);
+        ck_assert_ptr_nonnull(strstr(human.err, "'tensor/strange' is no tensor"));
+        ck_assert_ptr_nonnull(strstr(human.out, "tensor/strange"));
+        ck_assert_ptr_nonnull(strstr(human.out, "tensor/good"));
+        _cleanup_json_ json_t *document = json_loads(o.out, 0, NULL);
+        ck_assert_ptr_nonnull(document);
+        ck_assert_uint_eq(json_array_size(json_object_get(document, "tensors")), 0);
+        ck_assert_uint_eq(json_array_size(json_object_get(document, "metadata")), 2);
+        ck_assert_str_eq(text(find(json_object_get(document, "metadata"), "key", "tensor/strange"), "value"), "garbage");
+}
+END_TEST
+
 START_TEST(show_unpublished) {
         struct gms *writer = run_connect(STORE, GMS_MODE_RW, "writer");
         ck_assert_int_eq(gms_allocate(writer, 4096, NULL, NULL), 0);
@@ -811,6 +886,8 @@ int main(void) {
         tcase_add_test(look, list_allocations);
         tcase_add_test(look, show);
         tcase_add_test(look, show_binary_values);
+        tcase_add_test(look, show_tensors);
+        tcase_add_test(look, show_strange_tensor);
         tcase_add_test(look, show_unpublished);
         tcase_add_test(look, sessions);
         tcase_add_test(look, unknown_store);
