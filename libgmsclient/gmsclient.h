@@ -300,7 +300,10 @@ GMS_PUBLIC int gms_metadata_put(struct gms *g, const struct gms_metadata *entrie
 /* The entries of n keys. -ENOENT when one is missing: the text names it. */
 GMS_PUBLIC int gms_metadata_get(struct gms *g, const char *const *keys, size_t n, struct gms_metadata_list *ret);
 
-/* All entries whose keys begin with `prefix` ("" or NULL: all). */
+/*
+ * All entries whose keys begin with `prefix` ("" or NULL: all). One round trip for what lies in the first MiB of a layout that
+ * is published or sealed (takes a descriptor for a moment); else one for each 60,000 bytes.
+ */
 GMS_PUBLIC int gms_metadata_list(struct gms *g, const char *prefix, struct gms_metadata_list *ret);
 
 /* Writers: deletes n keys, all or none within each 60,000 bytes of keys. -ENOENT, -EACCES, -EBUSY sealed. */
