@@ -40,7 +40,7 @@ static int file_open(struct checkpoint_file *f, const char *path) {
 }
 
 static int files_open(struct gms_checkpoint *c, const char *const *paths, size_t n) {
-        c->files = calloc(n, sizeof(*c->files));
+        c->files = calloc(n + 1, sizeof(*c->files));
         if (!c->files)
                 return error_errno(-ENOMEM, "checkpoint");
         for (size_t i = 0; i < n; i++) {
@@ -156,7 +156,8 @@ static int names_list(struct names *names, const char *dir, const char *suffix) 
                 if (ends_in(e->d_name, suffix))
                         r = names_add(names, dir, e->d_name);
         (void)closedir(d);
-        qsort(names->at, names->n, sizeof(*names->at), compare_texts);
+        if (names->n > 0)
+                qsort(names->at, names->n, sizeof(*names->at), compare_texts);
         return r;
 }
 
