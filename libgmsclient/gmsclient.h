@@ -349,8 +349,8 @@ struct gms_piece {
 GMS_PUBLIC int gms_pool_open(struct gms_pool **ret_pool, struct gms *g, const struct gms_pool_options *options);
 
 /*
- * Forgets the pool, when nobody is inside of a call on it. Its slabs stay what they are: allocations of the layout. NULL is
- * allowed.
+ * Forgets the pool, when nobody is inside of a call on it. Its slabs stay what they are: allocations of the layout. What
+ * gms_torch_alloc() handed out keeps the handle open until it is freed, as the pool did. NULL is allowed.
  */
 GMS_PUBLIC void gms_pool_close(struct gms_pool *p);
 
@@ -405,7 +405,10 @@ GMS_PUBLIC int gms_torch_use(struct gms_pool *p);   /* -EBUSY another pool is in
 GMS_PUBLIC int gms_torch_clear(struct gms_pool *p); /* -ENOENT it is not in use. Pieces stay, and can be freed */
 /* `device` is the ordinal in this process, `stream` a CUstream. NULL: no pool is in use for it, or no memory; with a text. */
 GMS_PUBLIC void *gms_torch_alloc(ptrdiff_t bytes, int device, void *stream);
-/* In whichever pool it is, in use or not; does nothing for one that was closed. */
+/*
+ * In whichever pool it is, in use, closed or not. Once, and only what gms_torch_alloc() returned. The last piece of a pool and
+ * a handle that are closed waits for the work on what was freed: their memory is unmapped then.
+ */
 GMS_PUBLIC void gms_torch_free(void *address, ptrdiff_t bytes, int device, void *stream);
 
 /* ---- tensors: a manifest over metadata */

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "limbo.h"
 
+#include <unistd.h>
+
+#define LOOK_US 50u
+
 void limbo_init(struct limbo *l) {
         *l = (struct limbo){};
         (void)pthread_mutex_init(&l->mutex, NULL);
@@ -13,6 +17,16 @@ void limbo_done(struct limbo *l, struct vmm *v) {
         free(l->pieces);
 }
 
+bool limbo_wait(struct limbo *l, struct vmm *v) {
+        bool all = true;
+        for (size_t i = 0; i < l->n; i++) {
+                while (l->pieces[i].fenced && !vmm_fence_passed(v, l->pieces[i].fence))
+                        (void)usleep(LOOK_US);
+                all = all && l->pieces[i].fenced;
+        }
+        return all;
+}
+
 static int limbo_grow(struct limbo *l) {
         size_t room = MAX(2 * l->room, (size_t)16);
         struct limbo_piece *pieces = reallocarray(l->pieces, room, sizeof(*pieces));
@@ -21,6 +35,13 @@ static int limbo_grow(struct limbo *l) {
         l->pieces = pieces;
         l->room = room;
         return 0;
+}
+
+bool limbo_is_empty(struct limbo *l) {
+        (void)pthread_mutex_lock(&l->mutex);
+        bool empty = l->n == 0;
+        (void)pthread_mutex_unlock(&l->mutex);
+        return empty;
 }
 
 void limbo_add(struct limbo *l, struct vmm *v, uint64_t address, void *stream) {

@@ -3,7 +3,7 @@
 /*
  * Limbo: pieces that were freed while work on them may be under way on a GPU. Unmapping does not wait for that work, and
  * giving the memory to others would let it write there: so each stays here until the fence that its stream got then has
- * passed. Fences are looked at, never waited for.
+ * passed. Fences are looked at; they are waited for only where the memory itself goes.
  *
  * Thread-safe. It knows addresses; what a piece is, its pool knows.
  */
@@ -27,6 +27,11 @@ struct limbo {
 void limbo_init(struct limbo *l);
 /* `v` NULL: frees the bookkeeping alone. */
 void limbo_done(struct limbo *l, struct vmm *v);
+
+/* Waits for all fences, before the memory is unmapped. False when there are pieces without one. */
+bool limbo_wait(struct limbo *l, struct vmm *v);
+
+bool limbo_is_empty(struct limbo *l);
 
 /* A piece that was freed on this stream. One for which there is no memory here is lost to its pool. */
 void limbo_add(struct limbo *l, struct vmm *v, uint64_t address, void *stream);

@@ -17,6 +17,8 @@
 #define TURN_NS 10000000 /* between looks at the heap of those who wait for their turn */
 #define WAIT_MS UINT64_C(50) /* the first wait for memory; each is twice the one before */
 #define LOOKS 8u         /* at pieces in limbo, in passing */
+#define SETTLE_MS 100u   /* a fence that was recorded just now passes a little later, though there is no work */
+#define SETTLE_STEP_NS 20000
 
 /* ---- the heap */
 
@@ -266,14 +268,19 @@ static void pool_freep(struct gms_pool **pool) {
         struct gms_pool *p = *pool;
         if (!p)
                 return;
-        bool here = p->here && *p->here;
+        bool here = p->here && *p->here, quiet = true;
+        if (here)
+                torch_forget(p);
+        if (here && p->gms && __atomic_load_n(&p->gms->refs, __ATOMIC_ACQUIRE) == 1)
+                quiet = limbo_wait(&p->limbo, p->vmm); /* the mappings go with it */
         limbo_done(&p->limbo, here ? p->vmm : NULL);
         heap_done(&p->heap);
         if (here)
                 (void)pthread_mutex_destroy(&p->turn);
         if (p->here)
                 (void)munmap((void *)p->here, sizeof(*p->here));
-        (void)handle_unref(p->gms);
+        if (quiet) /* else they stay for ever: nobody can say when the work on them is done */
+                (void)handle_unref(p->gms);
         free(p);
 }
 
@@ -345,7 +352,7 @@ int gms_pool_open(struct gms_pool **ret_pool, struct gms *g, const struct gms_po
 
 void gms_pool_close(struct gms_pool *p) {
         if (p && *p->here)
-                torch_forget(p);
+                torch_close(p);
         (void)pool_unref(p);
 }
 
@@ -399,6 +406,10 @@ int gms_pool_trim(struct gms_pool *p) {
                 return r;
         (void)pthread_mutex_lock(&p->turn);
         look(p, true, SIZE_MAX);
+        for (uint64_t end = conn_now_ms() + SETTLE_MS; !limbo_is_empty(&p->limbo) && conn_now_ms() < end;) {
+                (void)nanosleep(&(struct timespec){ .tv_nsec = SETTLE_STEP_NS }, NULL);
+                look(p, true, SIZE_MAX);
+        }
         r = give_back(p, true, NULL);
         (void)pthread_mutex_unlock(&p->turn);
         return r;

@@ -19,7 +19,7 @@
 #include "limbo.h"
 
 struct gms_pool {
-        unsigned refs;         /* the caller's, and one for each call of PyTorch's that is inside */
+        unsigned refs;         /* the caller's, and one for each piece that PyTorch has, and each call of its that is inside */
         const unsigned *here;  /* a page of its own: 1; 0 in a forked child, where the kernel clears it */
         struct gms *gms;       /* kept open */
         struct vmm *vmm;       /* the handle's */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * PyTorch's allocator pair. It names a device and a stream, and neither session nor pool: which pool serves a GPU is said
- * beside it. A piece is found again by its address, in whichever pool it is, used or not any more; of a pool that was closed
- * nothing is known, and freeing in it does nothing.
+ * beside it. A piece is found again by its address, in whichever pool it is, used or not any more. Each keeps its pool, and so
+ * the handle's mappings, until it is freed: PyTorch's tensors live as long as they like.
  */
 #include "torch.h"
 
@@ -16,7 +16,7 @@
 static struct {
         pthread_mutex_t mutex; /* held for looking up alone */
         pid_t pid;             /* 0: nobody's yet. A forked child leaves the mutex alone: it may have been taken then */
-        struct list pools;     /* that are used, or were */
+        struct list pools;     /* that are used, or were, and that are not gone */
 } torch = { .mutex = PTHREAD_MUTEX_INITIALIZER, .pools = LIST_INIT(torch.pools) };
 
 static bool torch_here(void) {
@@ -68,6 +68,12 @@ int gms_torch_clear(struct gms_pool *p) {
         return r;
 }
 
+void torch_close(struct gms_pool *p) {
+        (void)pthread_mutex_lock(&torch.mutex);
+        p->torch_used = false;
+        (void)pthread_mutex_unlock(&torch.mutex);
+}
+
 void torch_forget(struct gms_pool *p) {
         (void)pthread_mutex_lock(&torch.mutex);
         list_unlink(&p->torch_link);
@@ -92,9 +98,11 @@ void *gms_torch_alloc(ptrdiff_t bytes, int device, void *stream) {
 
         struct gms_piece piece = GMS_INIT(struct gms_piece);
         pool_look(p);
-        int r = gms_pool_allocate(p, bytes > 0 ? (uint64_t)bytes : 0, ALIGNMENT, &piece);
-        (void)pool_unref(p);
-        return r == 0 ? (void *)(uintptr_t)piece.address : NULL;
+        if (gms_pool_allocate(p, bytes > 0 ? (uint64_t)bytes : 0, ALIGNMENT, &piece) < 0) {
+                (void)pool_unref(p);
+                return NULL;
+        }
+        return (void *)(uintptr_t)piece.address; /* which has the reference */
 }
 
 static struct gms_pool *owner_ref(uint64_t address) {
@@ -112,7 +120,9 @@ static struct gms_pool *owner_ref(uint64_t address) {
 void gms_torch_free(void *address, ptrdiff_t bytes, int device, void *stream) {
         (void)bytes, (void)device; /* addresses are the process's: one says enough */
         struct gms_pool *p = torch_here() ? owner_ref((uintptr_t)address) : NULL;
-        if (p)
-                pool_free_behind(p, (uintptr_t)address, stream);
+        if (!p)
+                return;
+        pool_free_behind(p, (uintptr_t)address, stream);
         (void)pool_unref(p);
+        (void)pool_unref(p); /* the piece's */
 }
