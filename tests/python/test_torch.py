@@ -243,6 +243,9 @@ class Publish(Case):
         """What is published at once takes slabs that fit."""
         session = gms.publish({str(i): torch.zeros(1 << 18) for i in range(40)}, self.store)
         self.assertLess(session.state().bytes, 40 * (1 << 20) + (1 << 16))
+        session.close()
+        with gms.pool(self.store) as pool:
+            self.assertLess(pool.publish({"x": torch.zeros(5)}).state().bytes, 1 << 16)
 
     def test_empty(self):
         self.assertEqual(gms.publish({}, self.store).tensors(), {})

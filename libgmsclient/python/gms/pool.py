@@ -77,10 +77,10 @@ class Pool:
         return f"<gms.Pool on {self._key[0]}>"
 
     def __enter__(self) -> Pool:
-        pool = self._open()
+        self._live()
         with contextlib.ExitStack() as stack:
             if self._device != "host":
-                self._route(pool, stack)
+                self._route(self._open(), stack)
             self._routing = stack.pop_all()
         return self
 
@@ -122,7 +122,9 @@ class Pool:
 
     def stats(self) -> PoolStats:
         s = _library.PoolStats()
-        check(lib.gms_pool_stats(self._open(), byref(s)))
+        self._live()
+        if self._pool is not None:
+            check(lib.gms_pool_stats(self._pool, byref(s)))
         return PoolStats(*(getattr(s, field) for field in PoolStats._fields))
 
     def close(self) -> None:
