@@ -299,7 +299,7 @@ demo: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/demo/demo
 
 # gmsctl against the real daemon. One test case alone: make check-cli T=copy
 
-CLI_OBJS := $(call objs,$(sort $(wildcard tests/cli/*.c)))
+CLI_OBJS := $(call objs,$(sort $(wildcard tests/cli/*.c))) $(WEIGHTS_OBJ)
 
 $(BUILD)/tests/cli/test_cli: $(CLI_OBJS) $(BUILD)/libgmsclient.so
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(CLI_OBJS) \

@@ -115,22 +115,6 @@ static int target_finish(struct target *t) {
         return CTL_OK;
 }
 
-static int connect_reader(const struct ctl *ctl, struct gms **ret_handle) {
-        _cleanup_gms_ struct gms *g = NULL;
-        struct gms_connect_options options = GMS_INIT(struct gms_connect_options);
-        options.mode = GMS_MODE_RO;
-        options.label = "gmsctl";
-        options.deadline_ms = ctl->given & OPTION_WAIT ? ctl->wait_ms : 0;
-
-        int r = gms_open(&g, ctl->socket, ctl->argv[0]);
-        if (r >= 0)
-                r = gms_connect(g, &options);
-        if (r < 0)
-                return ctl_fail("%s", ctl_interrupted ? "interrupted" : ctl_why(r));
-        *ret_handle = steal_ptr(&g);
-        return CTL_OK;
-}
-
 struct range {
         uint64_t id, slot, offset, bytes;
 };
@@ -198,9 +182,10 @@ static int run(const struct ctl *ctl) {
                 return ctl_usage("fetch --json needs -o FILE: stdout cannot take both");
 
         ctl_catch_signals();
-        int r = connect_reader(ctl, &g);
-        if (r == CTL_OK)
-                r = find(g, key, &range);
+        int r = ctl_connect(ctl, GMS_MODE_RO, 0, &g);
+        if (r < 0)
+                return ctl_fail("%s", ctl_interrupted ? "interrupted" : ctl_why(r));
+        r = find(g, key, &range);
         if (r == CTL_OK)
                 r = target_open(&target, ctl->output);
         if (r != CTL_OK)

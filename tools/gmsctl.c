@@ -13,10 +13,10 @@
 
 static const struct command *const commands[] = {
         &command_status, &command_list,    &command_show,  &command_sessions,
-        &command_clear,  &command_publish, &command_fetch,
+        &command_clear,  &command_publish, &command_fetch, &command_load, &command_verify,
 };
 
-enum { OPT_SOCKET = 256, OPT_JSON, OPT_FORCE, OPT_IDENTITY, OPT_WAIT, OPT_VERSION };
+enum { OPT_SOCKET = 256, OPT_JSON, OPT_FORCE, OPT_IDENTITY, OPT_WAIT, OPT_UPDATE, OPT_TAG, OPT_THREADS, OPT_VERSION };
 
 static const struct option long_options[] = {
         { "socket", required_argument, NULL, OPT_SOCKET },
@@ -25,6 +25,9 @@ static const struct option long_options[] = {
         { "identity", required_argument, NULL, OPT_IDENTITY },
         { "output", required_argument, NULL, 'o' },
         { "wait", required_argument, NULL, OPT_WAIT },
+        { "update", no_argument, NULL, OPT_UPDATE },
+        { "tag", required_argument, NULL, OPT_TAG },
+        { "threads", required_argument, NULL, OPT_THREADS },
         { "version", no_argument, NULL, OPT_VERSION },
         { "help", no_argument, NULL, 'h' },
         { 0 },
@@ -95,6 +98,25 @@ int ctl_look(const struct ctl *ctl, struct gms **ret_handle) {
         return CTL_OK;
 }
 
+int ctl_connect(const struct ctl *ctl, uint32_t mode, uint64_t wait_ms, struct gms **ret_handle) {
+        _cleanup_gms_ struct gms *g = NULL;
+        struct gms_connect_options options = GMS_INIT(struct gms_connect_options);
+        options.mode = mode;
+        options.label = "gmsctl";
+        options.deadline_ms = ctl->given & OPTION_WAIT ? ctl->wait_ms : wait_ms;
+
+        int r = gms_open(&g, ctl->socket, ctl->argv[0]);
+        if (r >= 0)
+                r = gms_connect(g, &options);
+        if (r >= 0)
+                *ret_handle = steal_ptr(&g);
+        return r;
+}
+
+int ctl_connect_writer(const struct ctl *ctl, struct gms **ret_handle) {
+        return ctl_connect(ctl, ctl->given & OPTION_UPDATE ? GMS_MODE_UPDATE : GMS_MODE_RW, 5000, ret_handle);
+}
+
 int ctl_check_store(const char *store) {
         const char *slash = strchr(store, '/');
         if (slash && slash != store && slash[1] != '\0' && strlen(store) < GMS_STORE_SIZE)
@@ -154,6 +176,16 @@ static int parse_wait(const char *text, uint64_t *ret_ms) {
         return CTL_OK;
 }
 
+static int parse_threads(const char *text, unsigned *ret_threads) {
+        char *end;
+        errno = 0;
+        unsigned long n = strtoul(text, &end, 10);
+        if (errno != 0 || end == text || *end != '\0' || n < 1 || n > 64 || text[0] == '-')
+                return ctl_usage("--threads takes a number from 1 to 64, not '%s'", text);
+        *ret_threads = (unsigned)n;
+        return CTL_OK;
+}
+
 /* The options of all commands are read in one pass, so that they may stand anywhere; which of them fit comes after. */
 static int parse_options(struct ctl *ctl, int argc, char **argv, bool *ret_help, bool *ret_version) {
         int opt, r = CTL_OK;
@@ -181,6 +213,17 @@ static int parse_options(struct ctl *ctl, int argc, char **argv, bool *ret_help,
                 case OPT_WAIT:
                         ctl->given |= OPTION_WAIT;
                         r = parse_wait(optarg, &ctl->wait_ms);
+                        break;
+                case OPT_UPDATE:
+                        ctl->given |= OPTION_UPDATE;
+                        break;
+                case OPT_TAG:
+                        ctl->given |= OPTION_TAG;
+                        ctl->tag = optarg;
+                        break;
+                case OPT_THREADS:
+                        ctl->given |= OPTION_THREADS;
+                        r = parse_threads(optarg, &ctl->threads);
                         break;
                 case OPT_VERSION:
                         *ret_version = true;
@@ -210,6 +253,9 @@ static int check_command_line(const struct ctl *ctl, const struct command *c) {
                 { OPTION_IDENTITY, "--identity" },
                 { OPTION_OUTPUT, "-o" },
                 { OPTION_WAIT, "--wait" },
+                { OPTION_UPDATE, "--update" },
+                { OPTION_TAG, "--tag" },
+                { OPTION_THREADS, "--threads" },
         };
 
         for (size_t i = 0; i < ARRAY_SIZE(names); i++)

@@ -23,7 +23,10 @@ enum {
         OPTION_FORCE = 1,
         OPTION_IDENTITY = 2,
         OPTION_OUTPUT = 4,
-        OPTION_WAIT = 8
+        OPTION_WAIT = 8,
+        OPTION_UPDATE = 16,
+        OPTION_TAG = 32,
+        OPTION_THREADS = 64
 };
 
 /* What the command line asked for. */
@@ -31,7 +34,9 @@ struct ctl {
         const char *socket;   /* NULL: the library's default */
         const char *identity; /* NULL: none */
         const char *output;   /* NULL: stdout */
+        const char *tag;      /* NULL: the library's default */
         uint64_t wait_ms;     /* with OPTION_WAIT in `given` */
+        unsigned threads;     /* 0: as many as suit the machine */
         unsigned given;       /* OPTION_* */
         bool json;
         int argc; /* what follows the command */
@@ -49,7 +54,7 @@ struct command {
 };
 
 extern const struct command command_status, command_list, command_show, command_sessions, command_clear, command_publish,
-        command_fetch;
+        command_fetch, command_load, command_verify;
 
 /* ---- gmsctl.c: failing, connecting */
 
@@ -62,6 +67,15 @@ const char *ctl_why(int r);
 
 /* Connects without a lock, to look. */
 int ctl_look(const struct ctl *ctl, struct gms **ret_handle);
+
+/*
+ * Connects to the store that the command line names, for at most as long as --wait says, else `wait_ms`. What gms_connect()
+ * returned: the caller has more to say of it.
+ */
+int ctl_connect(const struct ctl *ctl, uint32_t mode, uint64_t wait_ms, struct gms **ret_handle);
+
+/* The same to write: RW, or UPDATE with --update. The process that holds the lock may be about to leave. */
+int ctl_connect_writer(const struct ctl *ctl, struct gms **ret_handle);
 
 /* DEVICE/NAME? Says so if not. */
 int ctl_check_store(const char *store);
@@ -160,6 +174,21 @@ void progress_add(struct progress *p, uint64_t bytes);
 void progress_end(struct progress *p);             /* takes the line away */
 void progress_hide(void);                          /* until it is drawn again: something else is to be printed */
 double progress_seconds(const struct progress *p); /* since start */
+
+/* ---- weights.c: model files, worked on by threads of this process */
+
+struct weights {
+        struct gms_checkpoint *checkpoint;
+        struct gms_checkpoint_progress totals; /* when the work has ended */
+        double seconds;
+        char identity[GMS_IDENTITY_SIZE];
+};
+
+/* Opens what follows the store on the command line. What the library returned, as below. */
+int weights_open(struct weights *w, const struct ctl *ctl);
+/* All of the work that has begun, with progress on stderr; a signal ends it. */
+int weights_work(struct weights *w, const struct ctl *ctl);
+void weights_done(struct weights *w);
 
 /* ---- for cleanup attributes */
 

@@ -15,7 +15,6 @@
 #include "gmsctl.h"
 
 #define CHUNK (16u << 20)
-#define DEFAULT_WAIT_MS 5000u /* the process that held the lock may be about to leave */
 
 struct source {
         const char *path, *key;
@@ -182,29 +181,13 @@ static json_t *files_json(const struct source *sources, size_t n, const struct g
         return list;
 }
 
-static int connect_writer(const struct ctl *ctl, struct gms **ret_handle) {
-        _cleanup_gms_ struct gms *g = NULL;
-        struct gms_connect_options options = GMS_INIT(struct gms_connect_options);
-        options.mode = GMS_MODE_RW;
-        options.label = "gmsctl";
-        options.deadline_ms = ctl->given & OPTION_WAIT ? ctl->wait_ms : DEFAULT_WAIT_MS;
-
-        int r = gms_open(&g, ctl->socket, ctl->argv[0]);
-        if (r >= 0)
-                r = gms_connect(g, &options);
-        if (r < 0)
-                return refuse_call(r);
-        *ret_handle = steal_ptr(&g);
-        return CTL_OK;
-}
-
 static int publish(const struct ctl *ctl, const struct source *sources, size_t n, struct gms_allocation *allocations,
                    struct progress *progress) {
         _cleanup_gms_ struct gms *g = NULL;
 
-        int r = connect_writer(ctl, &g);
-        if (r != CTL_OK)
-                return r;
+        int r = ctl_connect_writer(ctl, &g);
+        if (r < 0)
+                return refuse_call(r);
         progress_start(progress, progress->total, false);
         r = build(g, sources, n, allocations, progress);
         progress_end(progress);
@@ -257,7 +240,7 @@ static int run(const struct ctl *ctl) {
 
 const struct command command_publish = {
         .name = "publish",
-        .synopsis = "STORE FILE... [--identity TEXT] [--wait SECONDS]",
+        .synopsis = "STORE FILE... [--identity TEXT] [--update] [--wait SECONDS]",
         .summary = "put files into a store",
         .help = "Puts the bytes of each FILE into the store and publishes them as one layout,\n"
                 "in place of what was there. Each file becomes one allocation with the tag\n"
@@ -270,6 +253,8 @@ const struct command command_publish = {
                 "\n"
                 "  --identity TEXT  what the content is (a checkpoint's name, revision,\n"
                 "                   digest); readers may demand it\n"
+                "  --update         beside the readers of what is published, who learn of it;\n"
+                "                   otherwise nobody else may be in the store\n"
                 "  --wait SECONDS   how long to wait for others to leave the store. Default: 5\n"
                 "\n"
                 "JSON\n"
@@ -277,6 +262,6 @@ const struct command command_publish = {
                 "   \"bytes\", \"files\": [{\"key\", \"file\", \"bytes\", \"slot\"}]}\n",
         .argc_min = 2,
         .argc_max = INT_MAX,
-        .options = OPTION_IDENTITY | OPTION_WAIT,
+        .options = OPTION_IDENTITY | OPTION_UPDATE | OPTION_WAIT,
         .run = run,
 };

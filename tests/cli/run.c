@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -212,6 +213,28 @@ void outcome_refused(const struct outcome *o, int code) {
         ck_assert_uint_eq(o->out_size, 0);
         ck_assert_msg(strncmp(o->err, "gmsctl: ", 8) == 0 && strlen(o->err) > 16, "stderr: %s", o->err);
         ck_assert_msg(strchr(o->err, '\n') == o->err + strlen(o->err) - 1, "not one line: %s", o->err);
+}
+
+void run_on_terminal(const char *const *args, unsigned short columns, char *shown, size_t room) {
+        int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+        struct winsize size = { .ws_col = columns, .ws_row = 24 };
+        size_t n = 0;
+
+        ck_assert_int_ge(master, 0);
+        ck_assert_int_eq(grantpt(master), 0);
+        ck_assert_int_eq(unlockpt(master), 0);
+        int slave = open(ptsname(master), O_RDWR | O_NOCTTY | O_CLOEXEC);
+        ck_assert_int_ge(slave, 0);
+        ck_assert_int_eq(ioctl(slave, TIOCSWINSZ, &size), 0);
+        struct spawn s = { .args = args, .out_fd = -1, .err_fd = slave };
+        spawn_start(&s);
+        close_fd(slave);
+        for (ssize_t r; n < room - 1 && (r = read(master, shown + n, room - 1 - n)) > 0;) /* EIO: the slave is closed */
+                n += (size_t)r;
+        shown[n] = '\0';
+        close_fd(master);
+        _cleanup_outcome_ struct outcome o = spawn_end(&s);
+        ck_assert_int_eq(o.code, 0);
 }
 
 /* ---- files */

@@ -39,6 +39,9 @@ struct spawn {
 void spawn_start(struct spawn *s);
 struct outcome spawn_end(struct spawn *s);
 
+/* What a terminal is shown meanwhile; `columns` wide. */
+void run_on_terminal(const char *const *args, unsigned short columns, char *shown, size_t room);
+
 /* The document it printed; fails the test if that is none, or if the exit code is not 0. */
 json_t *outcome_json(const struct outcome *o);
 
@@ -55,6 +58,9 @@ unsigned run_count_files(void); /* in the directory, hidden ones too */
 /* A session of the test itself on a store. */
 struct gms *run_connect(const char *store, uint32_t mode, const char *label);
 struct gms_store run_store(const char *store);
+
+/* test_load.c: model files; on the GPU as well where there is one. */
+TCase *load_cases(void);
 
 #define _cleanup_outcome_ _cleanup_(outcome_done)
 #define _cleanup_json_ _cleanup_(json_decrefp)

@@ -6,7 +6,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -56,7 +55,8 @@ static const char *text(const json_t *object, const char *key) {
 /* ---- without a daemon */
 
 START_TEST(help) {
-        static const char *const commands[] = { "status", "list", "show", "sessions", "clear", "publish", "fetch" };
+        static const char *const commands[] = { "status", "list", "show", "sessions", "clear", "publish", "fetch",
+                                                "load", "verify" };
         _cleanup_outcome_ struct outcome all = ctl("--help");
 
         ck_assert_int_eq(all.code, 0);
@@ -96,6 +96,13 @@ START_TEST(usage) {
                 { "publish", STORE },
                 { "publish", STORE, "-o", "x", "y" },
                 { "publish", STORE, "a/same", "b/same" },
+                { "load", STORE },
+                { "load", STORE, "file", "--threads", "0" },
+                { "load", STORE, "file", "--threads", "-1" },
+                { "load", STORE, "file", "--threads", "many" },
+                { "load", STORE, "file", "--tag" },
+                { "verify", STORE },
+                { "verify", STORE, "file", "--update" },
                 { "publish", STORE, "file", "--identity" },
                 { "fetch", STORE },
                 { "fetch", STORE, "key", "--wait", "soon" },
@@ -824,29 +831,6 @@ START_TEST(full_stdout) {
 }
 END_TEST
 
-/* What a terminal is shown meanwhile; `columns` wide. */
-static void run_on_terminal(const char *const *args, unsigned short columns, char *shown, size_t room) {
-        int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
-        struct winsize size = { .ws_col = columns, .ws_row = 24 };
-        size_t n = 0;
-
-        ck_assert_int_ge(master, 0);
-        ck_assert_int_eq(grantpt(master), 0);
-        ck_assert_int_eq(unlockpt(master), 0);
-        int slave = open(ptsname(master), O_RDWR | O_NOCTTY | O_CLOEXEC);
-        ck_assert_int_ge(slave, 0);
-        ck_assert_int_eq(ioctl(slave, TIOCSWINSZ, &size), 0);
-        struct spawn s = { .args = args, .out_fd = -1, .err_fd = slave };
-        spawn_start(&s);
-        close_fd(slave);
-        for (ssize_t r; n < room - 1 && (r = read(master, shown + n, room - 1 - n)) > 0;) /* EIO: the slave is closed */
-                n += (size_t)r;
-        shown[n] = '\0';
-        close_fd(master);
-        _cleanup_outcome_ struct outcome o = spawn_end(&s);
-        ck_assert_int_eq(o.code, 0);
-}
-
 START_TEST(progress) {
         char shown[65536];
         run_make_file("file", 20u << 20);
@@ -918,6 +902,7 @@ int main(void) {
         tcase_set_timeout(gpu, 120);
         tcase_add_test(gpu, round_trip_gpu);
 
+        suite_add_tcase(suite, load_cases());
         suite_add_tcase(suite, alone);
         suite_add_tcase(suite, look);
         suite_add_tcase(suite, copy);
