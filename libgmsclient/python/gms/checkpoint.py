@@ -107,9 +107,11 @@ def _work(checkpoint: c_void_p, threads: int, progress: Callable[[Progress], obj
         for worker in workers:
             worker.start()
         for worker in workers:
+            worker.join(0.1)
             while worker.is_alive():
-                worker.join(0.1)
                 report()
+                worker.join(0.1)
+        report()
     except BaseException:
         lib.gms_checkpoint_cancel(checkpoint)
         raise
