@@ -12,7 +12,7 @@
 #   make install [DESTDIR=] [PREFIX=/usr/local]
 #   make gpu-bundle           a folder that runs all of it on a GPU machine without development packages
 #   make lint                 cppcheck and clang-tidy
-#   make fuzz [SECONDS=60]    the wire decoder, the store and a whole server under libFuzzer, each for so long
+#   make fuzz [SECONDS=60]    the wire decoder, the store, a whole server, model files: under libFuzzer, each for so long
 #
 # SANITIZE=address,undefined (or thread) builds another tree. WERROR=1, V=1. CC, CFLAGS, LDFLAGS are yours.
 
@@ -444,11 +444,11 @@ bench: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/bench/bench $(FAKECUDA_L
 
 # ---- tests: fuzzing
 
-# Three targets under libFuzzer, each for SECONDS: make fuzz, or one: make fuzz-wire. What they find new goes below
+# Targets under libFuzzer, each for SECONDS: make fuzz, or one: make fuzz-wire. What they find new goes below
 # $(BUILD)/fuzz, where the inputs that fail are, too. `make check` plays the committed corpus without the fuzzer, with any
 # compiler; `make fuzz-corpus` writes its seeds anew.
 
-FUZZ_TARGETS := wire store server
+FUZZ_TARGETS := wire store server safetensors
 FUZZ_CC      ?= clang
 # How long: SECONDS= on the command line, or what suits the target.
 seconds       = $(if $(filter command%,$(origin SECONDS)),$(SECONDS),$(1))
@@ -460,17 +460,19 @@ FUZZ_CFLAGS   = $(filter-out -fsanitize% -fno-sanitize% -Werror,$(ALL_CFLAGS)) -
 $(BUILD)/tests/unit_wire: $(BUILD)/obj/tests/fuzz/sample.o
 $(BUILD)/tests/unit_store: $(BUILD)/obj/tests/fuzz/store_model.o
 
-# What a target is made of; the server's has a log of its own.
+# What a target is made of, beside the daemon or the library; the server's has a log of its own.
 fuzz_own_wire   := fuzz_wire
 fuzz_own_store  := fuzz_store store_model
 fuzz_own_server := fuzz_server sample
-fuzz_tree_objs   = $(filter-out $(if $(filter server,$(1)),%/daemon/log.o),$(DAEMON_OBJS) $(VMM_OBJS) $(PROTO_OBJS))
+fuzz_own_safetensors := fuzz_safetensors
+fuzz_room        = $(if $(filter safetensors,$(1)),$(LIB_OBJS),$(DAEMON_OBJS))
+fuzz_tree_objs   = $(filter-out $(if $(filter server,$(1)),%/daemon/log.o),$(call fuzz_room,$(1)) $(VMM_OBJS) $(PROTO_OBJS))
 
 # ---- the corpus, without the fuzzer
 
 define replay_target
 $(BUILD)/tests/replay_$(1): $(call objs,$(fuzz_own_$(1):%=tests/fuzz/%.c) tests/fuzz/replay.c) $(call fuzz_tree_objs,$(1))
-	$$(call say,LD,$$@)mkdir -p $$(@D) && $$(CC) $$(ALL_CFLAGS) $$(ALL_LDFLAGS) -o $$@ $$^ $$(LIBS_DAEMON) -ldl
+	$$(call say,LD,$$@)mkdir -p $$(@D) && $$(CC) $$(ALL_CFLAGS) $$(ALL_LDFLAGS) -o $$@ $$^ $$(LIBS_DAEMON) $$(LIBS_CLIENT) -ldl -lpthread
 .PHONY: check-fuzz-$(1)
 check-fuzz-$(1): $(BUILD)/tests/replay_$(1)
 	$$(Q)$$< tests/fuzz/corpus/$(1)
@@ -487,7 +489,7 @@ $(FUZZ)/obj/%.pb-c.o: $(BUILD)/proto/%.pb-c.c $(BUILD)/.flags
 
 define fuzz_target
 $(FUZZ)/$(1): $(patsubst $(BUILD)/obj/%,$(FUZZ)/obj/%,$(call objs,$(fuzz_own_$(1):%=tests/fuzz/%.c)) $(call fuzz_tree_objs,$(1)))
-	$$(call say,LD,$$@)$$(FUZZ_CC) $$(FUZZ_SANITIZE) -fsanitize=fuzzer -o $$@ $$^ $$(LIBS_DAEMON) -ldl
+	$$(call say,LD,$$@)$$(FUZZ_CC) $$(FUZZ_SANITIZE) -fsanitize=fuzzer -o $$@ $$^ $$(LIBS_DAEMON) $$(LIBS_CLIENT) -ldl -lpthread
 .PHONY: fuzz-$(1)
 fuzz-$(1): $(FUZZ)/$(1)
 	$$(Q)mkdir -p $(FUZZ)/found-$(1) && $$< -max_total_time=$$(call seconds,60) -timeout=20 -max_len=4096 -print_final_stats=1 \

@@ -118,6 +118,35 @@ static void save_server(const char *dir) {
 #undef SEED
 }
 
+/* ---- safetensors: which kind of text, for a header how many bytes are behind it, the text */
+
+static void save_text(const char *dir, const char *name, uint8_t kind, unsigned data, const char *text) {
+        uint8_t input[1024] = { kind, (uint8_t)data, (uint8_t)(data >> 8) };
+        size_t head = kind == 2 ? 3 : 1, n = strlen(text);
+        assert(head + n <= sizeof(input));
+        memcpy(input + head, text, n);
+        save(dir, "safetensors", name, input, head + n);
+}
+
+static void save_safetensors(const char *dir) {
+        static const uint8_t file[] = "\0\x42\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}              data";
+        save(dir, "safetensors", "file", file, sizeof(file) - 1);
+        save_text(dir, "index", 1, 0, "{\"metadata\":{\"total_size\":12},\"weight_map\":{\"a\":\"x.safetensors\",\"b\":\"y.safetensors\"}}");
+        save_text(dir, "index-outside", 1, 0, "{\"weight_map\":{\"a\":\"../x\"}}");
+        save_text(dir, "empty", 2, 0, "{}  ");
+        save_text(dir, "two", 2, 28, "{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"BF16\",\"shape\":[2,3],\"data_offsets\":[16,28]},"
+                                     "\"a\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]}}");
+        save_text(dir, "zero", 2, 8, "{\"s\":{\"dtype\":\"I64\",\"shape\":[],\"data_offsets\":[0,8]},\"z\":{\"dtype\":\"F16\",\"shape\":[0,9],\"data_offsets\":[8,8]}}");
+        save_text(dir, "packed", 2, 9, "{\"p\":{\"dtype\":\"F6_E2M3\",\"shape\":[3,4],\"data_offsets\":[0,9]}}");
+        save_text(dir, "hole", 2, 9, "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[8,9]}}");
+        save_text(dir, "overlap", 2, 9, "{\"a\":{\"dtype\":\"U8\",\"shape\":[5],\"data_offsets\":[0,5]},\"b\":{\"dtype\":\"U8\",\"shape\":[5],\"data_offsets\":[4,9]}}");
+        save_text(dir, "cut", 2, 3, "{\"a\":{\"dtype\":\"U8\",\"shape\":[5],\"data_offsets\":[0,5]}}");
+        save_text(dir, "overflow", 2, 3, "{\"a\":{\"dtype\":\"F64\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,3]}}");
+        save_text(dir, "duplicate", 2, 2, "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}");
+        save_text(dir, "nested", 2, 0, "{\"a\":[[[[[[[[{\"\\\"\":[[[]]]}]]]]]]]]}");
+        save_text(dir, "text", 2, 1, "{\"\\u00e4\\\\\\\"\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}");
+}
+
 int main(int argc, char **argv) {
         if (argc != 2)
                 return 2;
@@ -125,5 +154,6 @@ int main(int argc, char **argv) {
         save_wire(argv[1]);
         save_store(argv[1]);
         save_server(argv[1]);
+        save_safetensors(argv[1]);
         return 0;
 }
