@@ -720,7 +720,7 @@ static void make_listing(struct server *server, struct layout *l) {
                         break;
                 size += more;
         }
-        _cleanup_free_ uint8_t *bytes = malloc(size);
+        _cleanup_free_ uint8_t *bytes = malloc(size ? size : 1);
         if (!bytes || server_descriptors_left(server, false) < 1)
                 return;
         for (size_t i = 0, at = 0; i < n; i++) {

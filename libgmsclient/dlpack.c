@@ -39,14 +39,16 @@ static void versioned_back(struct dlpack_versioned *self) {
 static int find_mapping(const struct gms *g, const struct gms_tensor *t, const struct mapping **ret_mapping) {
         const struct mapping *m = layout_find_slot(&g->known, t->slot);
         if (!m)
-                return error_set(-ENOENT, "dlpack: the handle knows no allocation with slot %" PRIu64 "; gms_attach() first", t->slot);
+                return error_set(-ENOENT, "dlpack: the handle knows no allocation with slot %" PRIu64 "; gms_attach() first",
+                                 t->slot);
         if (!m->mapped)
                 return error_set(-EACCES, "dlpack: slot %" PRIu64 " is not mapped; gms_remap_all() first", t->slot);
         if (m->access == GMS_ACCESS_NONE)
                 return error_set(-EACCES, "dlpack: slot %" PRIu64 " is mapped without access", t->slot);
         /* Of another layout than what is mapped. A tensor listed before the mapping has no address, and says nothing. */
         if (t->address != 0 ? t->address != m->address + t->offset : !handle_is_current(g))
-                return error_set(-ESTALE, "dlpack: the tensor is of another layout than is mapped at slot %" PRIu64 "; list them again",
+                return error_set(-ESTALE,
+                                 "dlpack: the tensor is of another layout than is mapped at slot %" PRIu64 "; list them again",
                                  t->slot);
         *ret_mapping = m;
         return 0;

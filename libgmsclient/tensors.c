@@ -15,8 +15,9 @@ static int take(const struct gms *g, const struct gms_tensor *tensors, size_t i,
         sized_load(ret, sizeof(*ret), sized_at(tensors, i));
         struct gms_tensor *t = ret;
         if (!t->name || *t->name == '\0' || !wire_text_ok(t->name, TENSOR_NAME_MAX))
-                return error_set(-EINVAL, "tensors: the name of item %zu must be 1 to %zu bytes of UTF-8 without control characters",
-                                 i, TENSOR_NAME_MAX);
+                return error_set(-EINVAL,
+                                 "tensors: the name of item %zu must be 1 to %zu bytes of UTF-8 without control characters", i,
+                                 TENSOR_NAME_MAX);
         if (t->rank > 0 && !t->shape)
                 return error_set(-EINVAL, "tensors: '%s' has %u dimensions and no shape", t->name, t->rank);
         const char *fault = tensor_fault(t, &t->bytes);
@@ -67,7 +68,7 @@ int gms_tensors_put(struct gms *g, const struct gms_tensor *tensors, size_t n) {
                 return r;
 
         _cleanup_free_ struct gms_metadata *entries = calloc(n, sizeof(*entries));
-        _cleanup_free_ uint8_t *bytes = malloc(size);
+        _cleanup_free_ uint8_t *bytes = malloc(size ? size : 1);
         if (!entries || !bytes)
                 return error_errno(-ENOMEM, "tensors");
         uint8_t *at = bytes;
@@ -96,7 +97,8 @@ static void metadata_done(struct gms_metadata_list *list) {
 }
 
 static int bad(const struct gms_metadata *e, const char *fault) {
-        return error_set(-EBADMSG, "the entry '%s' is no tensor: %s; its writer has to put it again, or delete it", e->key, fault);
+        return error_set(-EBADMSG, "the entry '%s' is no tensor: %s; its writer has to put it again, or delete it", e->key,
+                         fault);
 }
 
 /* What an entry says, and where that is in this process. `g` is NULL for what is not its layout. */
@@ -189,7 +191,8 @@ static int make_list(const struct gms *g, const struct gms_metadata_list *entrie
 static int check_list(const struct gms_tensor_list *list) {
         int r = sized_check(list, "struct gms_tensor_list");
         if (r == 0 && list->size < sizeof(*list))
-                r = error_set(-EINVAL, "struct gms_tensor_list: its size is %u, at least %zu are needed", list->size, sizeof(*list));
+                r = error_set(-EINVAL, "struct gms_tensor_list: its size is %u, at least %zu are needed", list->size,
+                              sizeof(*list));
         return r;
 }
 

@@ -18,7 +18,8 @@ static void put(struct gms *g, const char *prefix, size_t n, uint32_t size) {
                 (void)snprintf(keys[i], sizeof(keys[i]), "%s/%06zu", prefix, i);
                 memset(values + i * size, (int)(i % 251), size);
                 entries[i] = (struct gms_metadata){
-                        .size = sizeof(*entries), .key = keys[i], .value = values + i * size, .value_size = size, .offset = i % 100,
+                        .size = sizeof(*entries), .key = keys[i], .value = values + i * size, .value_size = size,
+                        .offset = i % 100,
                 };
         }
         ok(gms_metadata_put(g, entries, n));

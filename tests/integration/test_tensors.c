@@ -63,7 +63,8 @@ TEST(tensors, many)
                 const struct gms_tensor *t = gms_tensors_find(&list, names[i]);
                 must(t, "%s is missing", names[i]);
                 must(i == 0 || strcmp(list.tensors[i - 1].name, list.tensors[i].name) < 0, "not in order at %zu", i);
-                must(t->dtype == GMS_DTYPE_BF16 && t->kind == GMS_TENSOR_PARAMETER && t->rank == 2 && t->slot == 0, "%s", t->name);
+                must(t->dtype == GMS_DTYPE_BF16 && t->kind == GMS_TENSOR_PARAMETER, "%s", t->name);
+                must(t->rank == 2 && t->slot == 0, "%s", t->name);
                 must(t->shape[0] == SIDE && t->shape[1] == SIDE && t->strides[0] == SIDE && t->strides[1] == 1, "%s", t->name);
                 must(t->offset == i * SIDE * SIDE * 2 && t->bytes == SIDE * SIDE * 2, "%s", t->name);
                 must(t->storage_offset == t->offset && t->storage_bytes == t->bytes, "%s", t->name);
