@@ -438,8 +438,11 @@ $(BUILD)/tests/bench/bench: $(BENCH_OBJS) $(BENCH_FOLD) $(VMM_OBJS) $(PROTO_OBJS
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ \
 		$(filter %.o,$^) -L$(BUILD) -lgmsclient $(LIBS_PROTO) $(call pkg,--libs,libxxhash) -ldl
 
+$(BUILD)/tests/bench/trace.gz: tests/bench/traces/torch-2.11-h200.gz
+	$(Q)mkdir -p $(@D) && cp $< $@
+
 .PHONY: bench
-bench: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/bench/bench $(FAKECUDA_LIBS)
+bench: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/bench/bench $(BUILD)/tests/bench/trace.gz $(FAKECUDA_LIBS)
 	$(Q)PYTHON=$(PYTHON) PYTHONPATH=libgmsclient/python $(BUILD)/tests/bench/bench --device $(DEVICE) --build $(BUILD) $(if $(PART),--part $(PART))
 
 # ---- tests: fuzzing
@@ -516,10 +519,11 @@ BUNDLE_BIN := $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/gmsctl $(BUILD)/tests/t
 	$(BUILD)/tests/bench/bench
 
 .PHONY: gpu-bundle
-gpu-bundle: all $(BUNDLE_BIN) $(FAKECUDA_LIBS) tests/gpu/run
+gpu-bundle: all $(BUNDLE_BIN) $(FAKECUDA_LIBS) $(BUILD)/tests/bench/trace.gz tests/gpu/run
 	$(Q)rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/bin $(BUNDLE)/lib
 	$(Q)cp $(BUNDLE_BIN) $(BUNDLE)/bin && cp tests/gpu/run $(BUNDLE) && cp -P $(BUILD)/libgmsclient.so* $(BUNDLE)/lib
 	$(Q)mkdir -p $(BUNDLE)/bin/tests/fakecuda && cp $(FAKECUDA_LIBS) $(BUNDLE)/bin/tests/fakecuda && cp $(BUILD)/libgmsclient.so $(BUNDLE)/bin
+	$(Q)mkdir -p $(BUNDLE)/bin/tests/bench && cp $(BUILD)/tests/bench/trace.gz $(BUNDLE)/bin/tests/bench
 	$(Q)LD_LIBRARY_PATH=$(BUILD) ldd $(filter-out %.so.1,$(BUNDLE_BIN)) | awk '$$2 == "=>" && $$3 ~ /^\// { print $$3 }' | sort -u | \
 		grep -vE '/(ld-linux|libc|libm|libdl|libpthread|librt|libgmsclient|libcuda|libnvidia)[-.0-9a-z]*\.so' | xargs -r cp -Lt $(BUNDLE)/lib
 	$(Q)mkdir -p $(BUNDLE)/python/gms && cp libgmsclient/python/gms/*.py $(BUNDLE)/python/gms && \

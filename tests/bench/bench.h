@@ -56,6 +56,7 @@ void attach_run(struct bench *b); /* attach.c: mapping what is published */
 void alloc_run(struct bench *b);  /* alloc.c: allocating a batch */
 void busy_run(struct bench *b);   /* busy.c: round trips beside a busy worker */
 void herd_run(struct bench *b);   /* herd.c: a thousand readers, and the daemon's memory */
+void suballoc_run(struct bench *b); /* suballoc.c: pieces of slabs, as PyTorch asked for them */
 void slabs_run(struct bench *b);  /* slabs.c: a whole GPU attached, asleep, awake */
 void tensors_run(struct bench *b); /* tensors.c: a model's tensors in PyTorch */
 void durable_run(struct bench *b); /* durable.c: what it costs to outlive one's own death, and how long that takes */
