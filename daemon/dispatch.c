@@ -678,11 +678,12 @@ static void meta_page_done(struct meta_page *p) {
         free(p->pointers);
 }
 
-static void meta_page_reply(struct meta_page *p, struct session *s, bool more) {
+static void meta_page_reply(struct meta_page *p, struct session *s, const struct layout *l, bool more) {
         Gms__Metadata body = GMS__METADATA__INIT;
         body.n_entries = p->n;
         body.entries = p->pointers;
         body.more = more;
+        body.generation = l->generation;
         Gms__Frame f = GMS__FRAME__INIT;
         f.body_case = GMS__FRAME__BODY_METADATA;
         f.metadata = &body;
@@ -708,7 +709,7 @@ static void on_meta_get(struct session *s, const Gms__Frame *f) {
                 if (!meta_page_add(&page, l->metadata[at]))
                         break;
         }
-        meta_page_reply(&page, s, page.n < get->n_keys);
+        meta_page_reply(&page, s, l, page.n < get->n_keys);
 }
 
 /* Makes the listing of a settled layout: its first entries, as many as a listing takes. Without it they go in frames. */
@@ -751,6 +752,7 @@ static bool reply_listing(struct session *s, struct layout *l, bool more) {
         Gms__Metadata body = GMS__METADATA__INIT;
         body.listing = l->listing.size;
         body.more = more;
+        body.generation = l->generation;
         Gms__Frame f = GMS__FRAME__INIT;
         f.body_case = GMS__FRAME__BODY_METADATA;
         f.metadata = &body;
@@ -784,7 +786,7 @@ static void on_meta_list(struct session *s, const Gms__Frame *f) {
                 if (l->listing.fd >= 0 && first < l->listing.n && reply_listing(s, l, behind))
                         return;
         }
-        meta_page_reply(&page, s, more);
+        meta_page_reply(&page, s, l, more);
 }
 
 static void on_meta_delete(struct session *s, const Gms__Frame *f) {

@@ -725,7 +725,11 @@ GMS_PUBLIC int gms_query_devices(struct gms *g, struct gms_device **ret, size_t 
 /* `store` NULL: all, by name. -ENOENT when one was named and there is none. */
 GMS_PUBLIC int gms_query_stores(struct gms *g, const char *store, struct gms_store **ret, size_t *ret_n);
 GMS_PUBLIC int gms_query_sessions(struct gms *g, struct gms_session **ret, size_t *ret_n);
-/* The resting (published, else sealed) layout of any store, without a lock and without a side effect. */
+/*
+ * The resting (published, else sealed) layout of any store, without a lock and without a side effect; what comes in several
+ * answers is all of one generation. -ENOENT no such store, or nothing rests there; -EAGAIN it is replaced faster than it can be
+ * read.
+ */
 GMS_PUBLIC int gms_query_layout(struct gms *g, const char *store, struct gms_allocation **ret, size_t *ret_n);
 GMS_PUBLIC int gms_query_metadata(struct gms *g, const char *store, struct gms_metadata_list *ret);
 GMS_PUBLIC void gms_array_free(void *array);

@@ -6,7 +6,8 @@
 #include "handle.h"
 #include "listing.h"
 
-#define ENTRY_COST 40u /* bytes of an entry or key on the wire beside its key and value */
+#define ENTRY_COST 40u   /* bytes of an entry or key on the wire beside its key and value */
+#define LIST_ATTEMPTS 8u /* at a layout that is replaced while it is read; a session's own is not */
 
 /* ---- the list that callers get */
 
@@ -301,12 +302,19 @@ int gms_metadata_delete(struct gms *g, const char *const *keys, size_t n) {
 
 /* ---- listing */
 
-/* One answer; `after` is the last key so far, and becomes that. */
-static int list_some(struct gms *g, const char *store, const char *prefix, char after[GMS_KEY_SIZE], struct gather *found,
-                     bool *ret_more) {
+/* What was found so far, and of which layout. */
+struct walk {
+        struct gather found;
+        char after[GMS_KEY_SIZE]; /* the last key */
+        uint64_t generation;
+        bool started, more;
+};
+
+/* One answer. -EAGAIN: it is of another layout than those before. */
+static int list_some(struct gms *g, const char *store, const char *prefix, struct walk *w) {
         Gms__MetaList page = GMS__META_LIST__INIT;
         page.prefix = (char *)prefix;
-        page.after = after;
+        page.after = w->after;
         page.store = (char *)store;
         page.listing = true;
         Gms__Frame request = GMS__FRAME__INIT;
@@ -314,25 +322,38 @@ static int list_some(struct gms *g, const char *store, const char *prefix, char 
         request.meta_list = &page;
         _cleanup_frame_ Gms__Frame *reply = NULL;
         _cleanup_(fdset_freep) struct fdset *fds = NULL;
-        size_t before = found->n;
+        size_t before = w->found.n;
         int r = handle_call_fds(g, &request, GMS__FRAME__BODY_METADATA, &reply, &fds);
+        if (r == 0 && w->started && reply->metadata->generation != w->generation)
+                r = error_set(-EAGAIN, "the layout of %s was replaced while its metadata was read; try again", store);
         if (r == 0)
-                r = gather_add_listed(found, reply->metadata, fds, prefix, after);
+                r = gather_add_listed(&w->found, reply->metadata, fds, prefix, w->after);
         if (r < 0)
                 return r;
-        *ret_more = reply->metadata->more && found->n > before;
-        if (found->n > before)
-                memcpy(after, found->bytes + found->last_key, found->used - found->last_key);
+        w->generation = reply->metadata->generation;
+        w->started = true;
+        w->more = reply->metadata->more && w->found.n > before;
+        if (w->found.n > before)
+                memcpy(w->after, w->found.bytes + w->found.last_key, w->found.used - w->found.last_key);
         return 0;
 }
 
-int metadata_list(struct gms *g, const char *store, const char *prefix, struct gms_metadata_list *ret) {
-        _cleanup_(gather_done) struct gather found = {};
-        char after[GMS_KEY_SIZE] = "";
+static int list_all(struct gms *g, const char *store, const char *prefix, struct gms_metadata_list *ret) {
+        struct walk w = { .more = true };
         int r = 0;
-        for (bool more = true; r == 0 && more;)
-                r = list_some(g, store, prefix, after, &found, &more);
-        return r < 0 ? r : gather_finish(&found, ret);
+        while (r == 0 && w.more)
+                r = list_some(g, store, prefix, &w);
+        if (r == 0)
+                r = gather_finish(&w.found, ret);
+        gather_done(&w.found);
+        return r;
+}
+
+int metadata_list(struct gms *g, const char *store, const char *prefix, struct gms_metadata_list *ret) {
+        int r = -EAGAIN;
+        for (unsigned attempt = 0; r == -EAGAIN && attempt < LIST_ATTEMPTS; attempt++)
+                r = list_all(g, store, prefix, ret);
+        return r;
 }
 
 int gms_metadata_list(struct gms *g, const char *prefix, struct gms_metadata_list *ret) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 /* Metadata that is too much for a frame: in one round trip where the layout is settled, in frames where it is not. */
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -181,6 +182,45 @@ TEST(listing, beyond, .seconds = 60)
         ck_assert_uint_eq(p.line->descriptors, 1);
         ck_assert_uint_gt(p.line->requests - requests, 2);
         proxy_stop(&p);
+}
+
+#define REPLACED 12000u /* more than one listing, so that it takes several answers */
+
+/* Publishes one generation after another, each with values that say which. */
+static void publish_on(int line, void *arg) {
+        (void)arg;
+        for (uint32_t size = 8;; size = size == 8 ? 16 : 8) {
+                struct gms *w = client("w", GMS_MODE_UPDATE);
+                ok(gms_allocate(w, 100, NULL, NULL));
+                put(w, "k", REPLACED, 100 + size);
+                ok(gms_commit(w, NULL, GMS_COMMIT_LEAVE));
+                gms_close(w);
+                say(line, 'p');
+        }
+}
+
+/* Who only looks pins nothing: what it is told is of one layout all the same. */
+TEST(listing, replaced_meanwhile, .seconds = 60)
+{
+        struct child c;
+        child_start(&c, publish_on, NULL);
+        child_wait(&c, 'p');
+        _cleanup_gms_ struct gms *look = client_open(NULL);
+        ok(client_connect(look, GMS_MODE_NONE, 0, NULL));
+        unsigned whole = 0;
+        for (unsigned i = 0; i < 60; i++) {
+                struct gms_metadata_list list = GMS_INIT(struct gms_metadata_list);
+                int r = gms_query_metadata(look, store("w"), &list);
+                if (r == -EAGAIN)
+                        continue;
+                ok(r);
+                ck_assert_uint_eq(list.n, REPLACED);
+                check(&list, 0, "k", REPLACED, list.entries[0].value_size);
+                gms_metadata_free(&list);
+                whole++;
+        }
+        ck_assert_uint_gt(whole, 0);
+        child_kill(&c, SIGKILL);
 }
 
 /* Without descriptors to spare it goes as it always went. */
