@@ -220,7 +220,7 @@ static __attribute__((__noinline__)) struct block *part(struct heap *h, struct b
 }
 
 /* A block to be used, out of a free one; what is before it and behind stays free. */
-static inline struct block *cut(struct heap *h, struct block *from, uint64_t before, uint64_t bytes) {
+static inline __attribute__((__always_inline__)) struct block *cut(struct heap *h, struct block *from, uint64_t before, uint64_t bytes) {
         uint64_t behind = from->bytes - before - bytes;
         if (unlikely(from->left == from->right))
                 h->n_empty--;
@@ -276,7 +276,7 @@ bool heap_has(const struct heap *h, uint64_t address) {
         return h->places && h->places[place_find(h, address)];
 }
 
-int heap_free(struct heap *h, uint64_t address, struct slab **ret_slab) {
+int heap_free(struct heap *h, uint64_t address, struct slab **ret_emptied) {
         if (unlikely(!h->places))
                 return HEAP_E_UNKNOWN;
         size_t place = place_find(h, address);
@@ -307,8 +307,9 @@ int heap_free(struct heap *h, uint64_t address, struct slab **ret_slab) {
                 bin_resize(h, b, address, bytes);
         else
                 bin_put(h, b, bin_of(bytes));
-        h->n_empty += b->left == b->right;
-        *ret_slab = b->slab;
+        bool emptied = b->left == b->right;
+        h->n_empty += emptied;
+        *ret_emptied = emptied ? b->slab : NULL;
         return 0;
 }
 

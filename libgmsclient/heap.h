@@ -87,8 +87,8 @@ void heap_remove(struct heap *h, struct slab *s);
 int heap_allocate(struct heap *h, uint64_t bytes, uint64_t alignment, struct heap_piece *ret);
 /* The same from the beginning of a slab of which nothing is used, and which has room for it. -ENOMEM. */
 int heap_allocate_first(struct heap *h, struct slab *s, uint64_t bytes, struct heap_piece *ret);
-/* Gives a piece back; *ret_slab is what it was a piece of. HEAP_E_UNKNOWN. */
-int heap_free(struct heap *h, uint64_t address, struct slab **ret_slab);
+/* Gives a piece back. *ret_emptied is its slab if nothing else of that is used, else NULL. HEAP_E_UNKNOWN. */
+int heap_free(struct heap *h, uint64_t address, struct slab **ret_emptied);
 /* Whether a piece begins there. */
 bool heap_has(const struct heap *h, uint64_t address);
 

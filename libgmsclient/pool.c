@@ -57,8 +57,8 @@ static struct slab *surplus(const struct gms_pool *p, bool all) {
         return NULL;
 }
 
-static bool has_surplus(const struct gms_pool *p, const struct slab *emptied) {
-        return slab_is_empty(emptied) && !p->lasting && (p->heap.n_empty > 1 || emptied->bytes > ahead(p));
+static bool is_surplus(const struct gms_pool *p, const struct slab *emptied) {
+        return !p->lasting && (p->heap.n_empty > 1 || emptied->bytes > ahead(p));
 }
 
 /*
@@ -124,10 +124,10 @@ static void turn_end(struct gms_pool *p) {
 
 /* Its slab may go with it, unless somebody has the turn: that may be for long, and then the slab is of use to him. */
 static int put(struct gms_pool *p, uint64_t address) {
-        struct slab *s;
+        struct slab *emptied = NULL;
         latch_take(&p->latch);
-        int r = heap_free(&p->heap, address, &s);
-        bool goes = r == 0 && has_surplus(p, s);
+        int r = heap_free(&p->heap, address, &emptied);
+        bool goes = emptied && is_surplus(p, emptied);
         latch_drop(&p->latch);
         if (goes && turn_try(p))
                 turn_end(p);
@@ -379,17 +379,15 @@ int gms_pool_allocate(struct gms_pool *p, uint64_t bytes, uint64_t alignment, st
         if (r < 0)
                 return r;
 
-        struct gms_piece piece = {
-                .size = sizeof(piece),
-                .slot = found.slot,
-                .offset = found.offset,
-                .bytes = bytes,
-                .address = found.address,
-        };
-        if (ret->size == sizeof(piece))
-                *ret = piece; /* at once; the other way costs two calls */
-        else
-                sized_store(ret, ret->size, &piece, sizeof(piece));
+        /* Into the caller's at once if it is as large as ours, member by member: both cost less than a copy. */
+        struct gms_piece other = { .size = sizeof(other) }, *piece = ret->size == sizeof(*ret) ? ret : &other;
+        piece->reserved = 0;
+        piece->slot = found.slot;
+        piece->offset = found.offset;
+        piece->bytes = bytes;
+        piece->address = found.address;
+        if (piece != ret)
+                sized_store(ret, ret->size, piece, sizeof(*piece));
         return 0;
 }
 
