@@ -150,6 +150,72 @@ START_TEST(all_at_once) {
 }
 END_TEST
 
+/* ---- one pool */
+
+static struct gms_pool *pool;
+
+/* What a thread has it alone has: its first and last word are its own until it is given back. */
+static void *allocate_pieces(void *arg) {
+        struct {
+                uint64_t *first, *last;
+        } live[16] = {};
+        uint64_t x = (uintptr_t)arg * 77 + 1;
+        for (unsigned round = 0; round < 20 * ROUNDS; round++) {
+                x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+                uint64_t **first = &live[x % 16].first, **last = &live[x % 16].last;
+                if (*first) {
+                        MUST(**first == (uintptr_t)arg && **last == (uintptr_t)arg);
+                        MUST(gms_pool_free(pool, (uintptr_t)*first) == 0);
+                        *first = NULL;
+                        continue;
+                }
+                struct gms_piece piece = GMS_INIT(struct gms_piece);
+                uint64_t bytes = 16 + 8 * ((x >> 8) % (x % 7 ? 1000 : 200000));
+                MUST(gms_pool_allocate(pool, bytes, 0, &piece) == 0);
+                *first = (uint64_t *)(uintptr_t)piece.address;
+                *last = *first + bytes / 8 - 1;
+                **first = **last = (uintptr_t)arg;
+        }
+        for (unsigned i = 0; i < 16; i++)
+                MUST(!live[i].first || gms_pool_free(pool, (uintptr_t)live[i].first) == 0);
+        return NULL;
+}
+
+static void *trim_and_look(void *arg) {
+        (void)arg;
+        while (!over) {
+                struct gms_pool_stats stats = GMS_INIT(struct gms_pool_stats);
+                MUST(gms_pool_trim(pool) == 0);
+                MUST(gms_pool_stats(pool, &stats) == 0 && stats.requested <= stats.allocated && stats.allocated <= stats.reserved);
+                MUST(gms_pool_free(pool, 256) == -ENOENT);
+                MUST(gms_set_deadline(shared, 10000) == 0);
+        }
+        return NULL;
+}
+
+START_TEST(in_one_pool) {
+        pthread_t threads[N], other;
+        over = false;
+        shared = daemon_session("host/pool", GMS_MODE_RW);
+        OK(gms_pool_open(&pool, shared, NULL));
+        ck_assert_int_eq(pthread_create(&other, NULL, trim_and_look, NULL), 0);
+        for (uintptr_t i = 0; i < N; i++)
+                ck_assert_int_eq(pthread_create(&threads[i], NULL, allocate_pieces, (void *)(i + 1)), 0);
+        for (unsigned i = 0; i < N; i++)
+                ck_assert_int_eq(pthread_join(threads[i], NULL), 0);
+        over = true;
+        ck_assert_int_eq(pthread_join(other, NULL), 0);
+
+        struct gms_pool_stats stats = GMS_INIT(struct gms_pool_stats);
+        OK(gms_pool_trim(pool));
+        OK(gms_pool_stats(pool, &stats));
+        ck_assert_uint_eq(stats.pieces, 0);
+        ck_assert_uint_eq(stats.reserved, 0);
+        gms_pool_close(pool);
+        gms_close(shared);
+}
+END_TEST
+
 int main(int argc, char **argv) {
         if (argc > 1)
                 daemon_program = argv[1];
@@ -158,6 +224,7 @@ int main(int argc, char **argv) {
         tcase_set_timeout(tc, 120);
         tcase_add_checked_fixture(tc, daemon_start, daemon_stop);
         tcase_add_test(tc, all_at_once);
+        tcase_add_test(tc, in_one_pool);
         suite_add_tcase(suite, tc);
 
         SRunner *runner = srunner_create(suite);
