@@ -220,7 +220,8 @@ static __attribute__((__noinline__)) struct block *part(struct heap *h, struct b
 }
 
 /* A block to be used, out of a free one; what is before it and behind stays free. */
-static inline __attribute__((__always_inline__)) struct block *cut(struct heap *h, struct block *from, uint64_t before, uint64_t bytes) {
+static inline __attribute__((__always_inline__)) struct block *cut(struct heap *h, struct block *from, uint64_t before,
+                                                                   uint64_t bytes) {
         uint64_t behind = from->bytes - before - bytes;
         if (unlikely(from->left == from->right))
                 h->n_empty--;

@@ -376,7 +376,7 @@ int gms_pool_allocate(struct gms_pool *p, uint64_t bytes, uint64_t alignment, st
                 r = try(p, bytes, alignment, &found);
         if (r == HEAP_E_FULL)
                 r = allocate(p, bytes, alignment, &found);
-        if (r < 0)
+        if (r != 0)
                 return r;
 
         /* Into the caller's at once if it is as large as ours, member by member: both cost less than a copy. */

@@ -39,13 +39,15 @@ int gms_torch_use(struct gms_pool *p) {
         if (!torch_here())
                 return error_set(-ECHILD, "PyTorch's allocator was in use before fork(), and is not usable in the child");
         if (sscanf(p->vmm->device.name, "cuda:%d", &ordinal) != 1)
-                return error_set(-ENODEV, "PyTorch's allocator: the pool is on %s, and only a GPU's can be used", p->vmm->device.name);
+                return error_set(-ENODEV, "PyTorch's allocator: the pool is on %s, and only a GPU's can be used",
+                                 p->vmm->device.name);
 
         (void)pthread_mutex_lock(&torch.mutex);
         __atomic_store_n(&torch.pid, getpid(), __ATOMIC_RELAXED);
         struct gms_pool *other = find_used(ordinal);
         if (other && other != p)
-                r = error_set(-EBUSY, "PyTorch's allocator: another pool is in use for cuda:%d; gms_torch_clear() it first", ordinal);
+                r = error_set(-EBUSY, "PyTorch's allocator: another pool is in use for cuda:%d; gms_torch_clear() it first",
+                              ordinal);
         else {
                 p->torch_ordinal = ordinal;
                 p->torch_used = true;
@@ -92,7 +94,8 @@ void *gms_torch_alloc(ptrdiff_t bytes, int device, void *stream) {
                 (void)pool_ref(p);
         (void)pthread_mutex_unlock(&torch.mutex);
         if (!p) {
-                (void)error_set(-ENOENT, "PyTorch's allocator: no pool is in use for cuda:%d; gms_torch_use() says which", device);
+                (void)error_set(-ENOENT, "PyTorch's allocator: no pool is in use for cuda:%d; gms_torch_use() says which",
+                                device);
                 return NULL;
         }
 

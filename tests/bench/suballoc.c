@@ -217,8 +217,8 @@ void suballoc_run(struct bench *b) {
                 bench_join(&h);
         }
         bench_row(b, "suballoc", "ns", r.pair_ns, LIMIT_NS, 1.0,
-                  "gms_pool_allocate() and gms_pool_free(), a pair, in the steady state of a PyTorch trace: %.1f million a second; "
-                  "limit 20", 1e3 / r.pair_ns);
+                  "gms_pool_allocate() and gms_pool_free(), a pair, in the steady state of a PyTorch trace: %.1f million a "
+                  "second; limit 20", 1e3 / r.pair_ns);
         bench_row(b, "suballoc_reserved", "MiB", r.reserved / MIB, t.segments / MIB, 1.0,
                   "the most that the pool reserved for the trace, which is %.0f in use at most and %.0f slabs; against PyTorch's "
                   "segments", r.requested / MIB, r.slabs);

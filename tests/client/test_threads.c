@@ -186,7 +186,8 @@ static void *trim_and_look(void *arg) {
         while (!over) {
                 struct gms_pool_stats stats = GMS_INIT(struct gms_pool_stats);
                 MUST(gms_pool_trim(pool) == 0);
-                MUST(gms_pool_stats(pool, &stats) == 0 && stats.requested <= stats.allocated && stats.allocated <= stats.reserved);
+                MUST(gms_pool_stats(pool, &stats) == 0);
+                MUST(stats.requested <= stats.allocated && stats.allocated <= stats.reserved);
                 MUST(gms_pool_free(pool, 256) == -ENOENT);
                 MUST(gms_set_deadline(shared, 10000) == 0);
         }
