@@ -428,7 +428,7 @@ check: $(if $(SANITIZE),,check-soak)
 #   make bench [DEVICE=cuda:0] [PART=attach] [BENCH_STRICT=1]
 
 DEVICE ?= host
-BENCH_OBJS := $(call objs,$(sort $(wildcard tests/bench/*.c)))
+BENCH_OBJS := $(call objs,$(sort $(wildcard tests/bench/*.c))) $(WEIGHTS_OBJ)
 $(BENCH_OBJS): ALL_CPPFLAGS += -Itests/fakecuda
 
 # The fold is measured in this process.
@@ -436,7 +436,7 @@ BENCH_FOLD := $(call objs,$(addprefix daemon/,fold.c image.c store.c layout.c lo
 
 $(BUILD)/tests/bench/bench: $(BENCH_OBJS) $(BENCH_FOLD) $(VMM_OBJS) $(PROTO_OBJS) $(BUILD)/libgmsclient.so
 	$(call say,LD,$@)mkdir -p $(@D) && $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/../..' -o $@ \
-		$(filter %.o,$^) -L$(BUILD) -lgmsclient $(LIBS_PROTO) $(call pkg,--libs,libxxhash) -ldl
+		$(filter %.o,$^) -L$(BUILD) -lgmsclient $(LIBS_PROTO) $(call pkg,--libs,libxxhash) -ldl -lpthread
 
 $(BUILD)/tests/bench/trace.gz: tests/bench/traces/torch-2.11-h200.gz
 	$(Q)mkdir -p $(@D) && cp $< $@

@@ -26,6 +26,7 @@ static const struct {
 } parts[] = {
         { "rtt", rtt_run }, { "attach", attach_run }, { "alloc", alloc_run }, { "busy", busy_run }, { "herd", herd_run },
         { "durable", durable_run }, { "suballoc", suballoc_run }, { "slabs", slabs_run }, { "tensors", tensors_run },
+        { "load", load_run },
 };
 
 static struct bench bench;

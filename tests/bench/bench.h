@@ -59,4 +59,5 @@ void herd_run(struct bench *b);   /* herd.c: a thousand readers, and the daemon'
 void suballoc_run(struct bench *b); /* suballoc.c: pieces of slabs, as PyTorch asked for them */
 void slabs_run(struct bench *b);  /* slabs.c: a whole GPU attached, asleep, awake */
 void tensors_run(struct bench *b); /* tensors.c: a model's tensors in PyTorch */
+void load_run(struct bench *b);   /* load.c: a model file, from the page cache and from the disk */
 void durable_run(struct bench *b); /* durable.c: what it costs to outlive one's own death, and how long that takes */
