@@ -6,6 +6,7 @@ They run on a machine with a GPU, in the folder that `make gpu-bundle` made or i
 is not as it should be. Every process that touches the GPU is a child, forked with torch imported and CUDA untouched:
 their times are those of a process from "imports done" on.
 """
+import atexit
 import json
 import os
 import subprocess
@@ -67,8 +68,8 @@ def owned():
 
 def start():
     daemon = Daemon("cuda:0")
+    atexit.register(daemon.stop)
     os.environ["GMS_SOCKET"] = daemon.socket
-    return daemon
 
 
 def ms(seconds):

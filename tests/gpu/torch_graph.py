@@ -127,7 +127,7 @@ def write(how):
 
 
 def main():
-    daemon = torch_gpu.start()
+    torch_gpu.start()
     print(f"torch {torch.__version__}: graphs, addresses, read-only")
     one, two = in_child(expected, 1), in_child(expected, 2)
     base = used()
@@ -168,7 +168,6 @@ def main():
     rounds = other.result()
     expect(rounds > 0, "a neighbour computed on, right results", f"{rounds} rounds")
     torch_gpu.gmsctl("clear", STORE)
-    daemon.stop()
     torch_gpu.finish()
 
 

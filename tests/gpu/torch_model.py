@@ -16,7 +16,7 @@ from torch_gpu import Child, expect, gmsctl, ms, row, used  # noqa: E402
 
 import gms  # noqa: E402
 import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM  # noqa: E402, F401: imported before any fork
 
 STORE = "cuda:0/model"
 CONFIG = LlamaConfig(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
@@ -78,7 +78,7 @@ def nothing_attached(child):
 
 
 def main():
-    daemon = torch_gpu.start()
+    torch_gpu.start()
     print(f"torch {torch.__version__}, a model of {CONFIG.num_hidden_layers} layers")
     with tempfile.TemporaryDirectory() as folder:
         parameters = Child(lambda child: make(folder), 120).result()
@@ -122,12 +122,11 @@ def main():
     answers = [child.receive() for child in children]
     expect(all(same for same, *_ in answers), "four at once: logits equal")
     extra = used() - base - sum(r for _, _, r, _ in answers) - 4 * context
-    expect(extra < (base - empty) // 2, "four at once: memory over contexts and torch's own",
+    expect(extra <= (base - empty) // 2, "four at once: memory over contexts and torch's own",
            f"{extra} MiB (context {context} MiB, weights {base - empty} MiB once)")
     for child in children:
         child.kill()
     gmsctl("clear", STORE)
-    daemon.stop()
     torch_gpu.finish()
 
 

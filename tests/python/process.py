@@ -71,7 +71,10 @@ class Child:
 
     def receive(self):
         """What the child sent next. If it failed instead, so does this."""
-        what = pickle.load(self.pipe)
+        try:
+            what = pickle.load(self.pipe)
+        except EOFError:
+            raise AssertionError(f"the child ended without a word, by signal {self.wait()}") from None
         if isinstance(what, tuple) and what and what[0] == "raised":
             self.wait()
             raise AssertionError(f"in the child: {what[1]}")
