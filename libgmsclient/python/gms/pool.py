@@ -166,7 +166,8 @@ class Pool:
                                           "allocator; a pool on a GPU needs 2.8")
         device = torch_device(self._device)
         if self._mem_pool is None:
-            self._mem_pool = torch.cuda.MemPool(_allocator().allocator())  # type: ignore[no-untyped-call]
+            with torch.cuda.device(device):  # it is the current device's
+                self._mem_pool = torch.cuda.MemPool(_allocator().allocator())  # type: ignore[no-untyped-call]
         check(lib.gms_torch_use(pool))
         stack.callback(lib.gms_torch_clear, pool)
         stack.enter_context(torch.cuda.use_mem_pool(self._mem_pool, device))
