@@ -9,10 +9,12 @@ their times are those of a process from "imports done" on.
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # whoever asks whether there is a GPU before the forks leaves CUDA untouched
 here = os.path.dirname(os.path.abspath(__file__))
 for folder in ("python", "../python", "../../libgmsclient/python"):  # the bundle's, and the tree's
     if os.path.isdir(os.path.join(here, folder)):
@@ -69,6 +71,7 @@ def owned():
 def start():
     daemon = Daemon("cuda:0")
     atexit.register(daemon.stop)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     os.environ["GMS_SOCKET"] = daemon.socket
 
 

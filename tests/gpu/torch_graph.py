@@ -132,7 +132,9 @@ def main():
     one, two = in_child(expected, 1), in_child(expected, 2)
     base = used()
     in_child(publish, 1, "rw")
-    size = settled(base, 0, 1) - base
+    size = (PADDING + 2 * N * N * 2) >> 20
+    taken = settled(base + size, 32) - base
+    expect(abs(taken - size) <= 32, "published, and its publisher gone", f"{taken} MiB")
 
     sleeper = Steered(lambda child: graph(child, one, two))
     facts = sleeper.receive()
