@@ -618,12 +618,6 @@ CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
         return CUDA_SUCCESS;
 }
 
-CUresult cuStreamSynchronize(CUstream stream) {
-        ENTER(cuStreamSynchronize);
-        (void)stream;
-        return depth ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
-}
-
 /* Whether a copy may touch the range: mapped without a gap, and with this access. */
 static CUresult check_access(uint64_t start, uint64_t size, int prot) {
         if (depth == 0)
@@ -656,11 +650,55 @@ CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t size) {
         return r;
 }
 
-/* ---- streams: what is queued is done at once */
+/*
+ * ---- streams: copies from and to page-locked memory are done as late as can be, when somebody waits for them. Who does not,
+ * and takes the memory for something else, finds other bytes there than on a real GPU on a good day.
+ */
+
+struct queued_copy {
+        void *to;
+        const void *from;
+        size_t size;
+        struct queued_copy *next;
+};
 
 struct CUstream_st {
         CUcontext context;
+        struct queued_copy *first, **last;
 };
+
+static void stream_drain(CUstream stream) {
+        for (struct queued_copy *c; stream && (c = stream->first); free(c)) {
+                stream->first = c->next;
+                memcpy(c->to, c->from, c->size);
+        }
+        if (stream)
+                stream->last = &stream->first;
+}
+
+/* `host`: the side that is ordinary memory. */
+static CUresult stream_copy(CUstream stream, void *to, const void *from, size_t size, const void *host) {
+        size_t i = ranges_find(&registered, (uintptr_t)host);
+        bool locked = i < registered.n && registered.at[i].start <= (uintptr_t)host;
+        struct queued_copy *c = stream && locked ? malloc(sizeof(*c)) : NULL;
+        if (!c) {
+                stream_drain(stream);
+                memcpy(to, from, size);
+                return CUDA_SUCCESS;
+        }
+        *c = (struct queued_copy){ .to = to, .from = from, .size = size };
+        *stream->last = c;
+        stream->last = &c->next;
+        return CUDA_SUCCESS;
+}
+
+CUresult cuStreamSynchronize(CUstream stream) {
+        ENTER(cuStreamSynchronize);
+        if (depth == 0)
+                return CUDA_ERROR_INVALID_CONTEXT;
+        stream_drain(stream);
+        return CUDA_SUCCESS;
+}
 
 struct CUevent_st {
         bool recorded;
@@ -675,34 +713,29 @@ CUresult cuStreamCreate(CUstream *stream, unsigned flags) {
         *stream = malloc(sizeof(**stream));
         if (!*stream)
                 return CUDA_ERROR_OUT_OF_MEMORY;
-        (*stream)->context = stack[depth - 1];
+        **stream = (struct CUstream_st){ .context = stack[depth - 1], .last = &(*stream)->first };
         return CUDA_SUCCESS;
 }
 
 CUresult cuStreamDestroy_v2(CUstream stream) {
         ENTER(cuStreamDestroy_v2);
+        stream_drain(stream);
         free(stream);
         return CUDA_SUCCESS;
 }
 
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t size, CUstream stream) {
         ENTER(cuMemcpyHtoDAsync_v2);
-        (void)stream;
         LOCKED;
         CUresult r = check_access(to, size, PROT_WRITE);
-        if (r == CUDA_SUCCESS)
-                memcpy(to_ptr(to), from, size);
-        return r;
+        return r == CUDA_SUCCESS ? stream_copy(stream, to_ptr(to), from, size, from) : r;
 }
 
 CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t size, CUstream stream) {
         ENTER(cuMemcpyDtoHAsync_v2);
-        (void)stream;
         LOCKED;
         CUresult r = check_access(from, size, PROT_READ);
-        if (r == CUDA_SUCCESS)
-                memcpy(to, to_ptr(from), size);
-        return r;
+        return r == CUDA_SUCCESS ? stream_copy(stream, to, to_ptr(from), size, to) : r;
 }
 
 CUresult cuEventCreate(CUevent *event, unsigned flags) {
@@ -717,9 +750,9 @@ CUresult cuEventCreate(CUevent *event, unsigned flags) {
 
 CUresult cuEventRecord(CUevent event, CUstream stream) {
         ENTER(cuEventRecord);
-        (void)stream;
         if (!event)
                 return CUDA_ERROR_INVALID_HANDLE;
+        stream_drain(stream);
         event->recorded = true;
         return CUDA_SUCCESS;
 }
@@ -737,7 +770,7 @@ CUresult cuEventDestroy_v2(CUevent event) {
         return CUDA_SUCCESS;
 }
 
-/* ---- page-locked memory: what is registered is remembered, and nothing more comes of it */
+/* ---- page-locked memory: what is registered is remembered, for the copies above */
 
 CUresult cuMemHostRegister_v2(void *p, size_t size, unsigned flags) {
         ENTER(cuMemHostRegister_v2);
