@@ -325,6 +325,23 @@ TEST(checkpoint, other_tensors)
         ck_assert_ptr_nonnull(strstr(why, "'bb' of "));
 }
 
+/* The same names, types and shapes, and bytes in another order. */
+TEST(checkpoint, other_order)
+{
+        const char *path = strdupa(path_of("o.safetensors"));
+        const struct weight w = { "a", "U8", 2, { 4, 4 } };
+        const int64_t by_columns[] = { 1, 4 };
+        struct gms_tensor t = { .size = sizeof(t), .dtype = GMS_DTYPE_U8, .rank = 2, .name = "a", .shape = w.shape, .strides = by_columns };
+        struct gms *g = client("w", GMS_MODE_RW);
+        ok(gms_allocate(g, 16, NULL, NULL));
+        ok(gms_tensors_put(g, &t, 1));
+        ok(gms_commit(g, NULL, GMS_COMMIT_LEAVE));
+        gms_close(g);
+        weights_write(path, &w, 1);
+        ck_assert_int_eq(verify("w", file(path), 1, NULL), -EBADMSG);
+        ck_assert_msg(strstr(why, "'a' has another order in memory"), "%s", why);
+}
+
 /* ---- files that change, work that ends early */
 
 static struct gms_checkpoint *loading(struct gms **ret_handle, const char *path) {
@@ -436,6 +453,42 @@ TEST(checkpoint, too_large, .needs = NEEDS_SMALL, .memory = "64M")
         gms_checkpoint_close(c);
         ok(gms_commit(g, NULL, GMS_COMMIT_LEAVE));
         check_store("w", small, 1);
+}
+
+/* The driver fails somewhere: all threads end and say what it was, and nothing is left behind. */
+TEST(checkpoint, driver_fails, .needs = NEEDS_FAKE)
+{
+        static const char *const functions[] = { "cuMemHostRegister_v2", "cuStreamCreate", "cuMemcpyHtoDAsync_v2", "cuStreamSynchronize" };
+        const char *path = strdupa(path_of("c.safetensors"));
+        weights_write(path, borders, ARRAY_SIZE(borders));
+        (void)load("w", file(path), 2);
+        for (size_t i = 0; i < ARRAY_SIZE(functions); i++) {
+                _cleanup_gms_ struct gms *g = NULL;
+                struct gms_checkpoint *c = loading(&g, path);
+                fakecuda_fail(m.knobs, functions[i], CUDA_ERROR_UNKNOWN, FAKECUDA_ALWAYS);
+                ck_assert_msg(work_in(c, 3) == -EIO, "%s: %d: %s", functions[i], worked, why);
+                ck_assert_msg(strstr(why, "CUDA_ERROR_UNKNOWN"), "%s: %s", functions[i], why);
+                fails(-EIO, "CUDA_ERROR_UNKNOWN", gms_checkpoint_finish(c, NULL));
+                fakecuda_clear(m.knobs);
+                gms_checkpoint_close(c);
+        }
+        fakecuda_fail(m.knobs, "cuMemcpyDtoHAsync_v2", CUDA_ERROR_UNKNOWN, FAKECUDA_ALWAYS);
+        ck_assert_int_eq(verify("w", file(path), 3, NULL), -EIO);
+        fakecuda_clear(m.knobs);
+        ck_assert_msg(verify("w", file(path), 3, NULL) == 0, "%s", why);
+}
+
+/* Only the last wait of a thread fails. */
+TEST(checkpoint, last_copy_fails, .needs = NEEDS_FAKE)
+{
+        const char *path = strdupa(path_of("c.safetensors"));
+        _cleanup_gms_ struct gms *g = NULL;
+        weights_write(path, borders, 7); /* one unit: nothing waits but the end */
+        struct gms_checkpoint *c = loading(&g, path);
+        fakecuda_fail(m.knobs, "cuStreamSynchronize", CUDA_ERROR_UNKNOWN, FAKECUDA_ALWAYS);
+        ck_assert_int_eq(work_in(c, 1), -EIO);
+        fakecuda_clear(m.knobs);
+        gms_checkpoint_close(c);
 }
 
 /* ---- where the bytes come from */
