@@ -223,7 +223,7 @@ static int grow(struct gms_pool *p, uint64_t bytes, uint64_t alignment, uint64_t
                 int tried = try(p, bytes, alignment, ret);
                 if (tried != HEAP_E_FULL)
                         return tried;
-                bool gave = false;
+                bool gave = false; /* then that is waited for, which takes a worker a moment */
                 if (r == -ENOMEM)
                         (void)give_back(p, true, &gave);
                 uint64_t now = conn_now_ms();
@@ -231,7 +231,7 @@ static int grow(struct gms_pool *p, uint64_t bytes, uint64_t alignment, uint64_t
                         error_restore(&why);
                         return no_memory(p, r, bytes);
                 }
-                wait = MIN(now < end ? end - now : 0, MAX(2 * wait, WAIT_MS));
+                wait = gave ? WAIT_MS : MIN(end - now, MAX(2 * wait, WAIT_MS));
         }
 }
 

@@ -177,6 +177,16 @@ TEST(pool, expected)
         ck_assert_uint_eq(client_find(h, 2).aligned, 10 * MiB);
 }
 
+/* What comes then is small again, whatever was there before. */
+TEST(pool, beyond_what_was_expected, .needs = NEEDS_FAKE)
+{
+        _cleanup_gms_ struct gms *g = client("w", GMS_MODE_RW);
+        _cleanup_pool_ struct gms_pool *p = pool_of(g, 4 * GiB, 0);
+        (void)get(p, 4 * GiB);
+        ck_assert_uint_eq(get(p, MiB).slot, 1);
+        ck_assert_uint_eq(client_find(g, 1).aligned, SLAB);
+}
+
 TEST(pool, a_slab_of_its_own)
 {
         _cleanup_gms_ struct gms *g = client("w", GMS_MODE_RW);
@@ -267,6 +277,7 @@ TEST(pool, kept_slab_goes_when_short, SMALL)
         (void)leave(hog, 44 * MiB);
         put(p, get(p, 1));
         held("w", SLAB);
+        ok(gms_set_deadline(g, 0));
         ck_assert_uint_eq(get(p, 40 * MiB).offset, 0);
         held("w", 40 * MiB);
 }
@@ -426,6 +437,19 @@ TEST(pool, sealed)
         fails(-EBUSY, "seal", gms_pool_trim(p));
         ck_assert_uint_eq(stats(p).reserved, 2 * SLAB);
         put(p, get(p, SLAB));
+}
+
+/* Without having published: what was built is freed in the daemon, and nothing of it is handed out any more. */
+TEST(pool, left)
+{
+        _cleanup_gms_ struct gms *g = client("w", GMS_MODE_RW);
+        _cleanup_pool_ struct gms_pool *p = pool_of(g, 0, 0);
+        struct gms_piece a = get(p, 1000), more = GMS_INIT(struct gms_piece);
+        ok(gms_disconnect(g));
+        fails(-ENOTCONN, "connect", gms_pool_allocate(p, 1, 0, &more));
+        put(p, a);
+        fails(-ENOTCONN, "connect", gms_pool_trim(p));
+        wait_for(strcmp(state_of("w"), "") == 0);
 }
 
 /* The pool keeps the handle, and the handle the lock. */
