@@ -5,9 +5,9 @@
  * one goes back; where pieces are in them is the heap's.
  *
  * Three locks, taken in this order: `turn` by whoever talks to the daemon for the pool, one at a time; then the handle's own;
- * the latch around the heap, held for nanoseconds, inside of neither or either. Allocating and freeing take the latch alone
- * as long as the slabs do, so they go on while another thread waits for the device. That one, and those who wait for their
- * turn, look at the heap again and again; a free pays nothing for waking them.
+ * and last, also inside of the mutex of torch.c, the latch around the heap, held for nanoseconds. Allocating and freeing take
+ * the latch alone as long as the slabs do, so they go on while another thread waits for the device. That one, and those who
+ * wait for their turn, look at the heap again and again; a free pays nothing for waking them.
  *
  * In a forked child nothing of it is used: `here` says where one is, in one load.
  */
