@@ -5,6 +5,7 @@ equal outputs, and nothing left behind.
 """
 import signal
 import time
+import warnings
 
 import torch_gpu
 from torch_gpu import Child, expect, in_child, ms, owned, row, settled, used
@@ -64,7 +65,9 @@ def train(child):
         facts["bytes"] = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
         before = {n: p.data_ptr() for n, p in model.named_parameters()}
         begin = time.perf_counter()
-        session = pool.publish(model, "trained@10")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing but the model is left
+            session = pool.publish(model, "trained@10")
         facts["publish"] = time.perf_counter() - begin
     tensors = session.tensors()
     facts["in place"] = all(tensors[n].data_ptr() == p.data_ptr() == before[n] for n, p in model.named_parameters())
@@ -107,13 +110,19 @@ def give_back():
     """A model that is dropped after its session: the memory goes with the last tensor."""
     with gms.pool("cuda:0/dropped"):
         x = torch.ones(256 * MIB, device="cuda")  # 1 GiB
-    gms.publish({"x": x}).close()
+        y = torch.ones(MIB, device="cuda")
+        z = (y.view(1024, 1024) @ y.view(1024, 1024)).sum()  # cuBLAS makes its workspace in here
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gms.publish({"x": x}).close()
+    warned = [str(w.message) for w in caught if "not published" in str(w.message)]
+    del y, z
     torch_gpu.gmsctl("clear", "cuda:0/dropped", "--force")
     before = used()
     del x
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    return before - used()
+    return before - used(), warned
 
 
 def main():
@@ -143,7 +152,8 @@ def main():
            f"{(inside - before) // MIB} MiB")
     expect(returned >= 256, "and what was given back in the same process", f"{returned} MiB")
     expect(owned() == before and in_child(attach, facts["outputs"])[0], "what was published before is there still")
-    returned = in_child(give_back)
+    returned, warned = in_child(give_back)
+    expect(len(warned) == 1 and warned[0].startswith("2 tensors"), "what lives in a pool and is not published is warned of")
     expect(returned >= 1000, "dropping a published tensor of a cleared store gives back", f"{returned} MiB")
     torch_gpu.gmsctl("clear", STORE)
     after = settled(base, 32)

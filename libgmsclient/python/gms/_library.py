@@ -112,6 +112,7 @@ _PROTOTYPES = {
     "gms_pool_open": (c_int, [POINTER(c_void_p), _G, POINTER(PoolOptions)]),
     "gms_pool_close": (None, [c_void_p]),
     "gms_pool_allocate": (c_int, [c_void_p, c_uint64, c_uint64, POINTER(Piece)]),
+    "gms_pool_free": (c_int, [c_void_p, c_uint64]),
     "gms_pool_trim": (c_int, [c_void_p]),
     "gms_pool_stats": (c_int, [c_void_p, POINTER(PoolStats)]),
     "gms_torch_use": (c_int, [c_void_p]),

@@ -53,9 +53,16 @@ class Layout:
             self.entries += [Entry(n, b, BUFFER) for n, b in what.named_buffers(remove_duplicate=False)]
         else:
             self.entries = [Entry(n, t, PARAMETER) for n, t in what.items()]
+        self.pieces: list[int] = []  # addresses of what was copied to
         self.storages: dict[int, list[Entry]] = {}
         for entry in self.entries:
             self.storages.setdefault(entry.storage.data_ptr(), []).append(entry)
+        self._bases = sorted(self.storages)
+
+    def has(self, address: int, size: int) -> bool:
+        """Whether a storage of it begins in this range."""
+        at = bisect.bisect_left(self._bases, address)
+        return at < len(self._bases) and self._bases[at] < address + size
 
     def _range(self, shared: list[Entry]) -> tuple[int, int]:
         """The part of a storage that is named, from an aligned address on, as in the storage."""
@@ -91,12 +98,18 @@ class Layout:
         start, end = self._range(shared)
         piece = Piece()
         check(lib.gms_pool_allocate(pool, end - start, 0, byref(piece)))
+        self.pieces.append(piece.address)
         memory = raw(g, piece.slot, piece.offset, end - start)
         for a, b, e in {(e.start, e.end): (e.start, e.end, e) for e in shared}.values():
             memory[a - start:b - start].copy_(flat(e.tensor))
         for e in shared:
             e.slot, e.offset = piece.slot, piece.offset + e.start - start
             e.storage_offset, e.storage_bytes = piece.offset, end - start
+
+    def give_back(self, pool: c_void_p) -> None:
+        """After a failure: what place() took."""
+        for address in self.pieces:
+            lib.gms_pool_free(pool, address)
 
     def put(self, g: int) -> None:
         rows = [e.row() for e in self.entries]

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
+import warnings
+import weakref
 from ctypes import byref, c_void_p
 from typing import TYPE_CHECKING, Mapping, NamedTuple
 
@@ -22,6 +24,8 @@ from .session import Session
 
 if TYPE_CHECKING:
     import torch
+
+    from .layout import Layout
 
 _LAST = threading.local()  # .pools: this thread's that are not published yet, by (store, socket)
 
@@ -49,7 +53,8 @@ class PoolStats(NamedTuple):
 
 class Pool:
     """
-    Made by pool(): holds the store's lock for writing, until it has published, is closed, or nothing refers to it.
+    Made by pool(): holds the store's lock for writing, until it has published or is closed; at the latest when this thread
+    makes another one on the store, or ends.
     """
 
     def __init__(self, store: str, *, tag: str = "torch", expected: int = 0, mode: str = "rw", deadline: float | None = None,
@@ -65,6 +70,7 @@ class Pool:
             forgotten.close()
         self._tag, self._expected = tag, expected
         self._pool: c_void_p | None = None
+        self._close_pool: weakref.finalize[[c_void_p], Pool] | None = None
         self._mem_pool: torch.cuda.MemPool | None = None
         self._routing: contextlib.ExitStack | None = None
         self._handle: Handle | None = Handle(store, socket)
@@ -78,10 +84,14 @@ class Pool:
 
     def __enter__(self) -> Pool:
         self._live()
-        with contextlib.ExitStack() as stack:
-            if self._device != "host":
-                self._route(self._open(), stack)
-            self._routing = stack.pop_all()
+        try:
+            with contextlib.ExitStack() as stack:
+                if self._device != "host":
+                    self._route(self._open(), stack)
+                self._routing = stack.pop_all()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -102,19 +112,25 @@ class Pool:
         published too: finish training, and drop optimizer and gradients, before. A module stays usable: parameters
         published in place get requires_grad False, and buffers published in place are replaced by private copies.
 
-        TypeError: what cannot be published, by name (a meta tensor, a sparse one, a type that safetensors has not); then,
-        as after errno.ENOMEM, the pool is as it was. errno.EBADF: it has published or is closed.
+        TypeError: what cannot be published, by name (a meta tensor, a sparse one, a type that safetensors has not).
+        errno.ENOMEM: no room for what has to be copied. After either the pool can still publish something else.
+        errno.EBADF: it has published or is closed.
         """
         from .layout import Layout
         handle = self._live()
-        self._stop()
         layout = Layout(what)
-        layout.place(handle.g, self._open(layout.bytes))
-        synchronize(self._device)  # protecting pages that queued work writes to would cost the context
-        self._release_cached()
-        check(lib.gms_pool_trim(self._open()))
-        layout.put(handle.g)
-        check(lib.gms_commit(handle.g, text(identity), 0))
+        self._stop()
+        pool = self._open(layout.bytes)
+        try:
+            layout.place(handle.g, pool)
+            synchronize(self._device)  # protecting pages that queued work writes to would cost the context
+            self._release_cached(layout)
+            check(lib.gms_pool_trim(pool))
+            layout.put(handle.g)
+            check(lib.gms_commit(handle.g, text(identity), 0))
+        except BaseException:
+            layout.give_back(pool)
+            raise
         layout.settle()
         session = Session(handle, self._device)
         self._finish()
@@ -156,6 +172,8 @@ class Pool:
             options = _library.PoolOptions(tag=text(self._tag), expected=self._expected or expected)
             check(lib.gms_pool_open(byref(made), handle.g, byref(options)))
             self._pool = made
+            self._close_pool = weakref.finalize(self, lib.gms_pool_close, made)
+            self._close_pool.atexit = False
         return self._pool
 
     def _route(self, pool: c_void_p, stack: contextlib.ExitStack) -> None:
@@ -177,23 +195,37 @@ class Pool:
             routing, self._routing = self._routing, None
             routing.close()
 
-    def _release_cached(self) -> None:
-        """Makes torch give back the segments in which no tensor is left."""
+    def _release_cached(self, layout: Layout | None = None) -> None:
+        """Makes torch give back the segments in which no tensor is left; warns of those that `layout` does not name."""
         if self._mem_pool is not None:
             import gc
 
             import torch
             gc.collect()
+            # torch keeps cuBLAS a workspace; one that was made in here would be read-only to all that comes later.
+            torch._C._cuda_clearCublasWorkspaces()
+            if layout is not None:
+                self._warn_of_others(layout)
             self._mem_pool = None
             torch.cuda.empty_cache()
+
+    def _warn_of_others(self, layout: Layout) -> None:
+        assert self._mem_pool is not None
+        left = [block["size"] for segment in self._mem_pool.snapshot() for block in segment["blocks"]
+                if block["state"] == "active_allocated" and not layout.has(block["address"], block["size"])]
+        if left:
+            warnings.warn(f"{len(left)} tensors of {sum(left) / 2**20:.1f} MiB that are not published live in the pool of "
+                          f"{self._key[0]}: they are read-only from now on, and their memory is published with the rest. Drop "
+                          "what is not needed (optimizer, gradients) before publish(), and clone() outside what is",
+                          RuntimeWarning, stacklevel=4)
 
     def _finish(self) -> None:
         """Forgets the pool, not its memory: that is the handle's, and torch's as long as there are tensors in it."""
         if _pools().get(self._key) is self:
             del _pools()[self._key]
         self._release_cached()
-        if self._pool is not None:
-            lib.gms_pool_close(self._pool)
+        if self._close_pool is not None:
+            self._close_pool()
         self._pool = self._handle = None
 
 
