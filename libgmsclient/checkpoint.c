@@ -70,7 +70,9 @@ static int list_tensors(struct gms_checkpoint *c) {
         for (size_t i = 0; i < c->n_files; i++) {
                 for (size_t k = 0; k < c->files[i].header.n; k++) {
                         struct checkpoint_tensor *t = &c->tensors[c->n_tensors];
-                        *t = (struct checkpoint_tensor){ .is = &c->files[i].header.tensors[k], .file = &c->files[i], .leaf = c->n_leaves };
+                        *t = (struct checkpoint_tensor){ .is = &c->files[i].header.tensors[k],
+                                                         .file = &c->files[i],
+                                                         .leaf = c->n_leaves };
                         c->by_name[c->n_tensors++] = t;
                         c->n_leaves += digest_leaves(checkpoint_bytes(t));
                         c->total += checkpoint_bytes(t); /* no more than the files have */
@@ -79,7 +81,7 @@ static int list_tensors(struct gms_checkpoint *c) {
         qsort(c->by_name, n, sizeof(*c->by_name), compare_names);
         for (size_t i = 1; i < n; i++)
                 if (strcmp(c->by_name[i - 1]->is->name, c->by_name[i]->is->name) == 0)
-                        return error_set(-EEXIST, "tensor '%.200s' is in %.300s and in %.300s; name the files that belong together",
+                        return error_set(-EEXIST, "tensor '%.200s' is in %.300s and in %.300s; name the files of one checkpoint",
                                          c->by_name[i]->is->name, c->by_name[i - 1]->file->reader.path,
                                          c->by_name[i]->file->reader.path);
         return 0;
@@ -209,8 +211,8 @@ static int check_index(const struct gms_checkpoint *c, const char *path, json_t 
         json_object_foreach(map, name, file) {
                 const struct checkpoint_tensor *t = find_tensor(c, name);
                 if (!t || strcmp(strrchr(t->file->reader.path, '/') + 1, json_string_value(file)) != 0)
-                        return error_set(-EBADMSG, "%.300s: tensor '%.200s' is said to be in %.200s, and is not%s%.200s", path, name,
-                                         json_string_value(file), t ? ", but in " : "",
+                        return error_set(-EBADMSG, "%.300s: tensor '%.200s' is said to be in %.200s, and is not%s%.200s", path,
+                                         name, json_string_value(file), t ? ", but in " : "",
                                          t ? strrchr(t->file->reader.path, '/') + 1 : "");
         }
         for (size_t i = 0; c->n_tensors > json_object_size(map) && i < c->n_tensors; i++)
@@ -242,7 +244,8 @@ static int open_directory(struct gms_checkpoint *c, const char *dir) {
         _cleanup_(names_done) struct names indexes = { 0 }, files = { 0 };
         int r = names_list(&indexes, dir, INDEX_SUFFIX);
         if (r == 0 && indexes.n > 1)
-                return error_set(-EEXIST, "%.300s has several indexes, %.200s and %.200s among them; name the files that are meant", dir,
+                return error_set(-EEXIST,
+                                 "%.300s has several indexes, %.200s and %.200s among them; name the files that are meant", dir,
                                  strrchr(indexes.at[0], '/') + 1, strrchr(indexes.at[1], '/') + 1);
         if (r == 0 && indexes.n == 1)
                 return open_indexed(c, dir, indexes.at[0]);
@@ -268,7 +271,7 @@ static void checkpoint_freep(struct gms_checkpoint **c) {
 
 int gms_checkpoint_open(struct gms_checkpoint **ret_checkpoint, const char *const *paths, size_t n) {
         if (!ret_checkpoint || !paths || n == 0)
-                return error_set(-EINVAL, "gms_checkpoint_open: files, or a directory, and somewhere to put the checkpoint are needed");
+                return error_set(-EINVAL, "gms_checkpoint_open: files or a directory are needed, and where to put it");
         _cleanup_(checkpoint_freep) struct gms_checkpoint *c = calloc(1, sizeof(*c));
         if (!c)
                 return error_errno(-ENOMEM, "checkpoint");

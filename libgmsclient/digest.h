@@ -1,21 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 /*
- * What a checkpoint's content is called: a digest of names, types, shapes and bytes, the same however the tensors are ordered,
- * spread over files, or read. It finds accidents, not forgers.
- *
- * XXH3-128 throughout, with seed 0, each result as its 16 bytes in canonical order (big-endian):
- *
- *      leaf     of each 1,048,576 bytes of a tensor, the last one shorter; a tensor without bytes has none
- *      tensor   of its leaves, one behind the other
- *      content  of "gms checkpoint 1\n" and then, for all tensors ascending by the bytes of their names:
- *                       u32 length of the name, the name
- *                       u32 length of the type's name, as in safetensors ("BF16"), that name
- *                       u32 number of dimensions, u64 size of each
- *                       16 bytes, the tensor's digest
- *               numbers little-endian
- *
- * and the identity is "xxh3-128:" and the content's digest in 32 lower-case hexadecimal digits.
+ * The identity of a checkpoint's content, as gms_checkpoint_finish() defines it: leaves are hashed where they lie, by whoever
+ * has them, and the rest is made of their digests.
  */
 #include <xxhash.h>
 

@@ -524,9 +524,9 @@ GMS_PUBLIC int gms_dlpack(struct gms *g, const struct gms_tensor *tensor, int ve
 /* ---- checkpoints: safetensors files */
 
 /*
- * Model files, to be read into a store or compared with one. Nothing here starts a thread: any number of the caller's share
- * the work by calling gms_checkpoint_work(); eight saturate a PCIe 5 link on an H200. What the page cache has is read from
- * there, the rest with O_DIRECT; the bytes go through page-locked buffers.
+ * Model files, to be read into a store or compared with one, once: each time they are opened anew. Nothing here starts a
+ * thread: any number of the caller's share the work by calling gms_checkpoint_work(); eight to sixteen saturate a PCIe 5
+ * link on an H200. What the page cache has is read from there, the rest with O_DIRECT; the bytes go through page-locked buffers.
  */
 struct gms_checkpoint;
 
@@ -534,7 +534,7 @@ struct gms_checkpoint;
  * Opens safetensors files, or one directory: by its *.safetensors.index.json if it has one, else all its *.safetensors.
  * Reads and checks the headers; talks to nobody.
  * -ENOENT and the like: a file cannot be opened; -EBADMSG a file is not what it should be: the text says which, where (byte
- * offset) and why; -EEXIST the same tensor twice; -ENOMEM.
+ * offset) and why; or the index and the files disagree; -EEXIST the same tensor twice, or several indexes; -ENOMEM.
  */
 GMS_PUBLIC int gms_checkpoint_open(struct gms_checkpoint **ret_checkpoint, const char *const *paths, size_t n);
 
@@ -543,21 +543,23 @@ GMS_PUBLIC void gms_checkpoint_close(struct gms_checkpoint *c);
 
 /*
  * Begins loading into what the writer `g` builds: allocates slabs for all of it. `tag` as in gms_allocate(). Errors as
- * there. The handle is the checkpoint's alone until gms_checkpoint_finish().
+ * there; -EBUSY it was begun before. The handle is the checkpoint's alone until gms_checkpoint_finish(), and stays open until
+ * gms_checkpoint_close(), even if gms_close() comes first.
  */
 GMS_PUBLIC int gms_checkpoint_load(struct gms_checkpoint *c, struct gms *g, const char *tag);
 
 /*
  * Begins comparing with the attached layout of `g`, byte for byte. -ENOENT a tensor is missing there; -EBADMSG one has
- * another type or shape, or is one too many there.
+ * another type, shape or order in memory, or is one too many there; -EACCES not mapped; -EBUSY it was begun before; errors
+ * as gms_tensors_list(). Until gms_checkpoint_finish() nothing is unmapped.
  */
 GMS_PUBLIC int gms_checkpoint_verify(struct gms_checkpoint *c, struct gms *g);
 
 /*
  * Takes part in the work until none is left, it failed in any thread, or it was cancelled. Holds 16 MiB of page-locked
  * memory meanwhile.
- * -ECANCELED; -EIO a read failed; -EBADMSG a file was changed meanwhile; -EILSEQ verifying: bytes differ, the text says
- * where first.
+ * -ECANCELED; -EIO a read failed, or the driver; -EBADMSG a file was cut short meanwhile; -EILSEQ verifying: bytes differ,
+ * the text says where first; -ENOMEM; -EINVAL nothing was begun.
  */
 GMS_PUBLIC int gms_checkpoint_work(struct gms_checkpoint *c);
 
@@ -570,7 +572,7 @@ struct gms_checkpoint_progress {
         uint64_t tensors;
         uint64_t total; /* bytes of all tensors */
         uint64_t done;  /* of them */
-        uint64_t direct; /* of those done, bytes read with O_DIRECT; the others came from the page cache */
+        uint64_t direct; /* bytes read with O_DIRECT so far; the others came from the page cache */
 };
 
 /* From any thread, at any time; costs nothing. -EINVAL. */
@@ -578,9 +580,19 @@ GMS_PUBLIC int gms_checkpoint_progress(struct gms_checkpoint *c, struct gms_chec
 
 /*
  * After all work is done. Loading: puts the tensors into the layout, which the caller then commits. Writes the content's
- * identity, "xxh3-128:" and 32 hexadecimal digits, into `identity` of GMS_IDENTITY_SIZE bytes (may be NULL): a digest of
- * names, types, shapes and bytes, the same however they are spread over files. It finds accidents, not forgers.
- * -EBUSY work is left. Errors as gms_tensors_put().
+ * identity into `identity` of GMS_IDENTITY_SIZE bytes (may be NULL).
+ * -EBUSY work is left, or none was begun; what the work failed with; -EBADMSG a file was changed meanwhile. Errors as
+ * gms_tensors_put().
+ *
+ * The identity is a digest of names, types, shapes and bytes, the same however the tensors are ordered, spread over files, or
+ * read. It finds accidents, not forgers. XXH3-128 throughout, with seed 0, each result as its 16 bytes in canonical order
+ * (big-endian):
+ *      leaf     of each 1,048,576 bytes of a tensor, the last one shorter; a tensor without bytes has none
+ *      tensor   of its leaves, one behind the other
+ *      content  of "gms checkpoint 1\n" and then, for all tensors ascending by the bytes of their names, numbers little-endian:
+ *                       u32 length of the name, the name; u32 length of the type's name ("BF16"), that name;
+ *                       u32 number of dimensions, u64 size of each; the tensor's 16 bytes
+ * and the identity is "xxh3-128:" with the content's digest in 32 lower-case hexadecimal digits.
  */
 GMS_PUBLIC int gms_checkpoint_finish(struct gms_checkpoint *c, char *identity);
 

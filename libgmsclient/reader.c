@@ -45,7 +45,8 @@ int reader_read(const struct reader *r, void *to, uint64_t offset, size_t n) {
                 if (got < 0 && errno == EINTR)
                         continue;
                 if (got < 0)
-                        return error_set(-EIO, "%.300s: reading at byte %" PRIu64 ": %s", r->path, offset + done, strerror(errno));
+                        return error_set(-EIO, "%.300s: reading at byte %" PRIu64 ": %s", r->path, offset + done,
+                                         strerror(errno));
                 if (got == 0)
                         return error_set(-EBADMSG, "%.300s: it ends at byte %" PRIu64 " now, and had %" PRIu64
                                          ": it was changed while it was read", r->path, offset + done, r->size);
@@ -78,7 +79,8 @@ int reader_direct(const struct reader *r, void *to, uint64_t offset, size_t n, u
                 ssize_t got = 1;
                 for (; got > 0 && done < before + n; done += got > 0 ? (size_t)got : 0)
                         do
-                                got = pread(r->direct_fd, (char *)to - before + done, (size_t)(end - begin) - done, (off_t)(begin + done));
+                                got = pread(r->direct_fd, (char *)to - before + done, (size_t)(end - begin) - done,
+                                            (off_t)(begin + done));
                         while (got < 0 && errno == EINTR);
                 done = MIN(done, before + n);
                 *ret_direct = done > before ? done - before : 0;

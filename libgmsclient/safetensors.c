@@ -25,11 +25,15 @@ int safetensors_header_size(const char *path, const uint8_t *prefix, uint64_t fi
         for (unsigned i = SAFETENSORS_PREFIX; i-- > 0;)
                 n = n << 8 | prefix[i];
         if (n > SAFETENSORS_HEADER_MAX)
-                return error_set(-EBADMSG, "%.300s: byte 0: a header of %" PRIu64 " bytes is announced, and %u is the most that there "
-                                 "can be: no safetensors file?", path, n, SAFETENSORS_HEADER_MAX);
+                return error_set(-EBADMSG,
+                                 "%.300s: byte 0: a header of %" PRIu64 " bytes is announced, and %u is the most that there "
+                                 "can be: no safetensors file?",
+                                 path, n, SAFETENSORS_HEADER_MAX);
         if (n > file_size - SAFETENSORS_PREFIX)
-                return error_set(-EBADMSG, "%.300s: byte 0: a header of %" PRIu64 " bytes is announced, and the file ends at byte %" PRIu64
-                                 ": cut short, or no safetensors file", path, n, file_size);
+                return error_set(-EBADMSG,
+                                 "%.300s: byte 0: a header of %" PRIu64 " bytes is announced, and the file ends at byte %" PRIu64
+                                 ": cut short, or no safetensors file",
+                                 path, n, file_size);
         *ret_size = (size_t)n;
         return 0;
 }
@@ -47,7 +51,8 @@ static int parse_object(json_t **ret_object, const char *path, const char *text,
         while (first < size && is_space(text[first])) /* which the reference's writers may pad with, at either end */
                 first++;
         if (first == size || text[first] != '{')
-                return error_set(-EBADMSG, "%.300s: byte %" PRIu64 ": a '{' was expected: the JSON object that says what is in the file",
+                return error_set(-EBADMSG,
+                                 "%.300s: byte %" PRIu64 ": a '{' was expected: the JSON object that says what is in the file",
                                  path, offset + first);
         json_t *object = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
         if (!object)
@@ -130,7 +135,8 @@ static int parse_place(const struct source *s, size_t index, json_t *place, stru
         t->begin = (uint64_t)json_integer_value(begin);
         t->end = (uint64_t)json_integer_value(end);
         if (t->end - t->begin != bytes)
-                return refuse_key(s, index, "tensor '%s': its data_offsets are %" PRIu64 " bytes apart, and its type and shape make %" PRIu64,
+                return refuse_key(s, index,
+                                  "tensor '%s': its data_offsets are %" PRIu64 " bytes apart; its type and shape make %" PRIu64,
                                   t->name, t->end - t->begin, bytes);
         t->begin += SAFETENSORS_PREFIX + s->size; /* at most 2^63 and a header: it fits */
         t->end += SAFETENSORS_PREFIX + s->size;
@@ -146,8 +152,8 @@ static int parse_tensor(const struct source *s, size_t index, const char *name, 
                 return refuse_key(s, index, "tensor '%.100s'%s: a name is 1 to %u bytes of text without control characters", name,
                                   strlen(name) > 100 ? "..." : "", SAFETENSORS_NAME_MAX);
         if (!dtype || (t->dtype = gms_dtype_find(dtype)) == 0)
-                return refuse_key(s, index, "tensor '%s': %s%.40s%s", name, dtype ? "its type '" : "it has no type", dtype ? dtype : "",
-                                  dtype ? "' is not known" : "");
+                return refuse_key(s, index, "tensor '%s': %s%.40s%s", name, dtype ? "its type '" : "it has no type",
+                                  dtype ? dtype : "", dtype ? "' is not known" : "");
         int r = parse_shape(s, index, json_object_get(entry, "shape"), t, dims, &bytes);
         return r < 0 ? r : parse_place(s, index, json_object_get(entry, "data_offsets"), t, bytes);
 }
@@ -204,7 +210,8 @@ static int check_places(const struct safetensors *f, const struct source *s) {
                         return error_set(-EBADMSG, "%.300s: byte %" PRIu64 ": up to '%.505s', which begins at byte %" PRIu64
                                          ", the bytes belong to no tensor", s->path, at, t->name, t->begin);
                 if (t->begin < at)
-                        return error_set(-EBADMSG, "%.300s: byte %" PRIu64 ": '%.200s' begins inside of '%.200s', which ends at byte %" PRIu64,
+                        return error_set(-EBADMSG,
+                                         "%.300s: byte %" PRIu64 ": '%.200s' begins inside of '%.200s', which ends at %" PRIu64,
                                          s->path, t->begin, t->name, f->tensors[i - 1].name, at);
                 at = t->end;
                 if (at > s->file_size)
@@ -253,11 +260,13 @@ int safetensors_parse_index(json_t **ret_map, const char *path, const char *inde
         json_t *map = json_incref(json_object_get(root, "weight_map"));
         json_decref(root);
         if (!json_is_object(map))
-                r = error_set(-EBADMSG, "%.300s: it has no \"weight_map\": the object that says which tensor is in which file", path);
+                r = error_set(-EBADMSG, "%.300s: it has no \"weight_map\": the object that says which tensor is in which file",
+                              path);
         json_object_foreach(map, name, file) {
                 const char *s = json_string_value(file);
                 if (!s || *s == '\0' || strchr(s, '/') || strcmp(s, ".") == 0 || strcmp(s, "..") == 0) {
-                        r = error_set(-EBADMSG, "%.300s: tensor '%.200s' is said to be in '%.200s', which is no name of a file beside it",
+                        r = error_set(-EBADMSG,
+                                      "%.300s: tensor '%.200s' is said to be in '%.200s', which is no name of a file beside it",
                                       path, name, s ? s : "");
                         break;
                 }

@@ -111,11 +111,12 @@ static int match_tensors(struct gms_checkpoint *c, const struct gms_tensor_list 
                 if (order < 0)
                         break;
                 if (order > 0)
-                        return error_set(-ENOENT, "tensor '%.505s' of %.300s is not in the store", t->is->name, t->file->reader.path);
+                        return error_set(-ENOENT, "tensor '%.505s' of %.300s is not in the store", t->is->name,
+                                         t->file->reader.path);
                 const char *what = difference(t, there);
                 if (what)
-                        return error_set(-EBADMSG, "tensor '%.505s' has another %s in the store than in %.300s", t->is->name, what,
-                                         t->file->reader.path);
+                        return error_set(-EBADMSG, "tensor '%.505s' has another %s in the store than in %.300s", t->is->name,
+                                         what, t->file->reader.path);
                 if (there->address == 0)
                         return error_set(-EACCES, "tensor '%.505s' is not mapped; gms_attach() first", t->is->name);
                 t->address = there->address;
@@ -283,9 +284,10 @@ static int compare_part(const struct part *p, const char *file, const char *stor
                 return 0;
         while (file[i] == store[i])
                 i++;
-        return error_set(-EILSEQ, "tensor '%.505s' differs at its byte %" PRIu64 ": 0x%02x in the store, 0x%02x in %.300s at byte %" PRIu64,
-                         p->tensor->is->name, p->begin + i - p->tensor->is->begin, (unsigned char)store[i], (unsigned char)file[i],
-                         p->tensor->file->reader.path, p->begin + i);
+        return error_set(-EILSEQ,
+                         "tensor '%.505s' differs at its byte %" PRIu64 ": 0x%02x in the store, 0x%02x in %.300s, byte %" PRIu64,
+                         p->tensor->is->name, p->begin + i - p->tensor->is->begin, (unsigned char)store[i],
+                         (unsigned char)file[i], p->tensor->file->reader.path, p->begin + i);
 }
 
 /* While the store's bytes come into one stage, the file's are read into the other. Both lie there alike. */
@@ -298,7 +300,8 @@ static int compare_unit(struct gms_checkpoint *c, struct vmm_stage *stages[2], c
                 return r;
         char *store = vmm_stage_memory(stages[0]), *file = vmm_stage_memory(stages[1]);
         for (struct part p = { 0 }; r == 0 && part_next(&p, u, CHECKPOINT_UNIT);)
-                r = stage_failed(stages[0], vmm_stage_copy_out(stages[0], part_address(&p), store + (p.begin - u->begin), p.end - p.begin));
+                r = stage_failed(stages[0],
+                                 vmm_stage_copy_out(stages[0], part_address(&p), store + (p.begin - u->begin), p.end - p.begin));
         if (r == 0)
                 r = read_unit(c, u, &f, file);
         if (r == 0)

@@ -37,9 +37,9 @@ static int report(const struct weights *w, const struct ctl *ctl, struct gms *lo
                                                     JSON_N(p->files), "tensors", JSON_N(p->tensors), "bytes", JSON_N(p->total),
                                                     "direct", JSON_N(p->direct), "ms", JSON_N(w->seconds * 1000), "digest",
                                                     json_text(w->identity)));
-        printf("%s: loaded %" PRIu64 " tensor%s of %" PRIu32 " file%s, %s in %.3f s (%s/s), as generation %" PRIu64 ", %s\n", stores->name,
-               p->tensors, p->tensors == 1 ? "" : "s", p->files, p->files == 1 ? "" : "s", text_size(p->total).s, w->seconds,
-               text_size((uint64_t)((double)p->total / w->seconds)).s, stores->generation, w->identity);
+        printf("%s: loaded %" PRIu64 " tensor%s of %" PRIu32 " file%s, %s in %.3f s (%s/s), as generation %" PRIu64 ", %s\n",
+               stores->name, p->tensors, p->tensors == 1 ? "" : "s", p->files, p->files == 1 ? "" : "s", text_size(p->total).s,
+               w->seconds, text_size((uint64_t)((double)p->total / w->seconds)).s, stores->generation, w->identity);
         return CTL_OK;
 }
 

@@ -29,8 +29,8 @@ static int run(const struct ctl *ctl) {
                 return ctl_fail("%s", ctl_interrupted ? "interrupted" : ctl_why(r));
         if (ctl->json)
                 return json_print_consume(json_pack("{s:o, s:I, s:I, s:I, s:I, s:o}", "store", json_text(ctl->argv[0]), "files",
-                                                    JSON_N(p->files), "tensors", JSON_N(p->tensors), "bytes", JSON_N(p->total), "ms",
-                                                    JSON_N(w.seconds * 1000), "digest", json_text(w.identity)));
+                                                    JSON_N(p->files), "tensors", JSON_N(p->tensors), "bytes", JSON_N(p->total),
+                                                    "ms", JSON_N(w.seconds * 1000), "digest", json_text(w.identity)));
         printf("%s: every byte is as in the files: %" PRIu64 " tensor%s, %s, in %.3f s (%s/s), %s\n", ctl->argv[0], p->tensors,
                p->tensors == 1 ? "" : "s", text_size(p->total).s, w.seconds,
                text_size((uint64_t)((double)p->total / w.seconds)).s, w.identity);

@@ -31,7 +31,8 @@ static void make_model(const char *name) {
 
 /* The model in three files of a directory, in no order, with an index. */
 static void make_shards(void) {
-        const char *const files[] = { "b.safetensors", "a.safetensors", "b.safetensors", "c.safetensors", "c.safetensors", "c.safetensors" };
+        const char *const files[] = { "b.safetensors", "a.safetensors", "b.safetensors",
+                                      "c.safetensors", "c.safetensors", "c.safetensors" };
         struct weight b[] = { model[2], model[0] }, c[] = { model[5], model[4], model[3] };
         ck_assert_int_eq(mkdir(run_path("model"), 0700), 0);
         weights_write(run_path("model/a.safetensors"), &model[1], 1);
@@ -67,7 +68,8 @@ START_TEST(load_and_verify) {
         well(&same);
         ck_assert_ptr_nonnull(strstr(same.out, "every byte"));
 
-        _cleanup_outcome_ struct outcome again = ctl("load", store, run_path("model"), "--json", "--tag", "mine", "--threads", "1");
+        _cleanup_outcome_ struct outcome again =
+                ctl("load", store, run_path("model"), "--json", "--tag", "mine", "--threads", "1");
         _cleanup_json_ json_t *document = outcome_json(&again);
         ck_assert_int_eq(number(document, "files"), 3);
         ck_assert_int_eq(number(document, "tensors"), 6);
@@ -118,7 +120,8 @@ END_TEST
 /* Whatever goes wrong: what was there stays. */
 static void check_stays(const struct outcome *o, const char *store, const char *words) {
         outcome_refused(o, 1);
-        ck_assert_msg(strstr(o->err, "nothing was published") && strstr(o->err, words), "'%s' was expected in: %s", words, o->err);
+        ck_assert_msg(strstr(o->err, "nothing was published") && strstr(o->err, words), "'%s' was expected in: %s", words,
+                      o->err);
         for (unsigned waited = 0; waited < 1000 && run_store(store).building_bytes > 0; waited++)
                 (void)usleep(5000); /* freeing is asynchronous */
         ck_assert_uint_eq(run_store(store).generation, 1);
@@ -144,9 +147,11 @@ START_TEST(load_wrong_files) {
         const struct {
                 const char *path, *words;
         } wrong[] = {
-                { "none.safetensors", "none.safetensors: No such file" }, { "empty", "empty: not a regular file" },
+                { "none.safetensors", "none.safetensors: No such file" },
+                { "empty", "empty: not a regular file" },
                 { "cut.safetensors", "cut.safetensors: byte 69: the file ends here" },
-                { "long.safetensors", "long.safetensors: byte 70: from here" }, { "json.safetensors", "json.safetensors: byte 14: " },
+                { "long.safetensors", "long.safetensors: byte 70: from here" },
+                { "json.safetensors", "json.safetensors: byte 14: " },
                 { "gmsd.log", "gmsd.log: byte 0: " },
         };
         for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {

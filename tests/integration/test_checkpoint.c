@@ -252,7 +252,8 @@ TEST(checkpoint, wrong_files)
 
 /* ---- differences */
 
-static void tamper(const char *name, const char *path, const struct weight *weights, const size_t *which, const uint64_t *at, size_t n) {
+static void tamper(const char *name, const char *path, const struct weight *weights, const size_t *which, const uint64_t *at,
+                   size_t n) {
         struct gms_checkpoint *c = file(path);
         struct gms *g = client(name, GMS_MODE_RW);
         struct gms_tensor_list list = GMS_INIT(struct gms_tensor_list);
@@ -285,14 +286,15 @@ TEST(checkpoint, differences)
         for (size_t n = 3; n > 0; n--) {
                 tamper("w", path, borders, which, at, n);
                 size_t first = n >= 2 ? 1 : 0;
-                (void)snprintf(words, sizeof(words), "'%s' differs at its byte %" PRIu64 ": 0x", borders[which[first]].name, at[first]);
+                (void)snprintf(words, sizeof(words), "'%s' differs at its byte %" PRIu64 ": 0x", borders[which[first]].name,
+                               at[first]);
                 for (unsigned threads = 1; threads <= 8; threads++) {
                         int r = verify("w", file(path), threads, NULL);
                         ck_assert_msg(r == -EILSEQ && strstr(why, words), "%d: '%s' was expected in: %s", r, words, why);
                 }
         }
         ck_assert_int_eq(stat(path, &st), 0);
-        (void)snprintf(words, sizeof(words), "at byte %" PRIu64, (uint64_t)st.st_size - 13 - 9 - (3 * UNIT + 5 * LEAF) + at[0]);
+        (void)snprintf(words, sizeof(words), ", byte %" PRIu64, (uint64_t)st.st_size - 13 - 9 - (3 * UNIT + 5 * LEAF) + at[0]);
         ck_assert_msg(strstr(why, words), "'%s' was expected in: %s", words, why);
 }
 
@@ -331,7 +333,9 @@ TEST(checkpoint, other_order)
         const char *path = strdupa(path_of("o.safetensors"));
         const struct weight w = { "a", "U8", 2, { 4, 4 } };
         const int64_t by_columns[] = { 1, 4 };
-        struct gms_tensor t = { .size = sizeof(t), .dtype = GMS_DTYPE_U8, .rank = 2, .name = "a", .shape = w.shape, .strides = by_columns };
+        struct gms_tensor t = {
+                .size = sizeof(t), .dtype = GMS_DTYPE_U8, .rank = 2, .name = "a", .shape = w.shape, .strides = by_columns
+        };
         struct gms *g = client("w", GMS_MODE_RW);
         ok(gms_allocate(g, 16, NULL, NULL));
         ok(gms_tensors_put(g, &t, 1));
@@ -436,7 +440,8 @@ TEST(checkpoint, too_large, .needs = NEEDS_SMALL, .memory = "64M")
 {
         const char *path = strdupa(path_of("c.safetensors"));
         struct gms_checkpoint *c;
-        struct weight large[] = { { "a", "U8", 2, { 40, LEAF } }, { "b", "U8", 2, { 40, LEAF } } }, small[] = { { "s", "U8", 1, { 9 } } };
+        struct weight large[] = { { "a", "U8", 2, { 40, LEAF } }, { "b", "U8", 2, { 40, LEAF } } },
+                      small[] = { { "s", "U8", 1, { 9 } } };
         weights_write(path, large, 2);
         c = file(path);
         _cleanup_gms_ struct gms *g = client("w", GMS_MODE_RW);
@@ -458,7 +463,8 @@ TEST(checkpoint, too_large, .needs = NEEDS_SMALL, .memory = "64M")
 /* The driver fails somewhere: all threads end and say what it was, and nothing is left behind. */
 TEST(checkpoint, driver_fails, .needs = NEEDS_FAKE)
 {
-        static const char *const functions[] = { "cuMemHostRegister_v2", "cuStreamCreate", "cuMemcpyHtoDAsync_v2", "cuStreamSynchronize" };
+        static const char *const functions[] = { "cuMemHostRegister_v2", "cuStreamCreate", "cuMemcpyHtoDAsync_v2",
+                                                 "cuStreamSynchronize" };
         const char *path = strdupa(path_of("c.safetensors"));
         weights_write(path, borders, ARRAY_SIZE(borders));
         (void)load("w", file(path), 2);
@@ -518,7 +524,8 @@ TEST(checkpoint, cold_files)
                 ck_assert_int_eq(work_in(c, 4), 0);
                 struct gms_checkpoint_progress p = progress(c);
                 ck_assert_uint_eq(p.done, p.total);
-                ck_assert_msg(!direct || (warm ? p.direct < p.total : p.direct > p.total / 2), "direct %" PRIu64 " of %" PRIu64, p.direct, p.total);
+                ck_assert_msg(!direct || (warm ? p.direct < p.total : p.direct > p.total / 2), "direct %" PRIu64 " of %" PRIu64,
+                              p.direct, p.total);
                 ok(gms_checkpoint_finish(c, NULL));
                 gms_checkpoint_close(c);
                 ok(gms_commit(g, NULL, GMS_COMMIT_LEAVE));

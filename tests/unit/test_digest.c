@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * The identity of a content. The expected ones were computed from the words of digest.h by another program, in another
+ * The identity of a content. The expected ones were computed from the words of gmsclient.h by another program, in another
  * language, with another implementation of XXH3: should one of them change, no published identity is worth anything any more.
  */
 #undef NDEBUG
@@ -12,8 +12,8 @@
 #include "../weights/weights.h"
 #include "base.h"
 
-
-static void add(XXH3_state_t *d, const char *name, const char *dtype, uint32_t rank, const int64_t *shape, const void *bytes, size_t n) {
+static void add(XXH3_state_t *d, const char *name, const char *dtype, uint32_t rank, const int64_t *shape, const void *bytes,
+                size_t n) {
         XXH128_canonical_t leaves[4];
         size_t n_leaves = digest_leaves(n);
         ck_assert_uint_le(n_leaves, ARRAY_SIZE(leaves));

@@ -81,24 +81,40 @@ START_TEST(dtypes) {
                 uint32_t dtype;
                 unsigned bytes; /* of 8 elements */
         } all[] = {
-                { "BOOL", GMS_DTYPE_BOOL, 8 }, { "U8", GMS_DTYPE_U8, 8 }, { "I8", GMS_DTYPE_I8, 8 }, { "U16", GMS_DTYPE_U16, 16 },
-                { "I16", GMS_DTYPE_I16, 16 }, { "U32", GMS_DTYPE_U32, 32 }, { "I32", GMS_DTYPE_I32, 32 }, { "U64", GMS_DTYPE_U64, 64 },
-                { "I64", GMS_DTYPE_I64, 64 }, { "F16", GMS_DTYPE_F16, 16 }, { "BF16", GMS_DTYPE_BF16, 16 }, { "F32", GMS_DTYPE_F32, 32 },
-                { "F64", GMS_DTYPE_F64, 64 }, { "C64", GMS_DTYPE_C64, 64 }, { "F8_E4M3", GMS_DTYPE_F8_E4M3, 8 },
-                { "F8_E5M2", GMS_DTYPE_F8_E5M2, 8 }, { "F8_E8M0", GMS_DTYPE_F8_E8M0, 8 }, { "F8_E4M3FNUZ", GMS_DTYPE_F8_E4M3FNUZ, 8 },
-                { "F8_E5M2FNUZ", GMS_DTYPE_F8_E5M2FNUZ, 8 }, { "F4", GMS_DTYPE_F4, 4 }, { "F6_E2M3", GMS_DTYPE_F6_E2M3, 6 },
+                { "BOOL", GMS_DTYPE_BOOL, 8 },
+                { "U8", GMS_DTYPE_U8, 8 },
+                { "I8", GMS_DTYPE_I8, 8 },
+                { "U16", GMS_DTYPE_U16, 16 },
+                { "I16", GMS_DTYPE_I16, 16 },
+                { "U32", GMS_DTYPE_U32, 32 },
+                { "I32", GMS_DTYPE_I32, 32 },
+                { "U64", GMS_DTYPE_U64, 64 },
+                { "I64", GMS_DTYPE_I64, 64 },
+                { "F16", GMS_DTYPE_F16, 16 },
+                { "BF16", GMS_DTYPE_BF16, 16 },
+                { "F32", GMS_DTYPE_F32, 32 },
+                { "F64", GMS_DTYPE_F64, 64 },
+                { "C64", GMS_DTYPE_C64, 64 },
+                { "F8_E4M3", GMS_DTYPE_F8_E4M3, 8 },
+                { "F8_E5M2", GMS_DTYPE_F8_E5M2, 8 },
+                { "F8_E8M0", GMS_DTYPE_F8_E8M0, 8 },
+                { "F8_E4M3FNUZ", GMS_DTYPE_F8_E4M3FNUZ, 8 },
+                { "F8_E5M2FNUZ", GMS_DTYPE_F8_E5M2FNUZ, 8 },
+                { "F4", GMS_DTYPE_F4, 4 },
+                { "F6_E2M3", GMS_DTYPE_F6_E2M3, 6 },
                 { "F6_E3M2", GMS_DTYPE_F6_E3M2, 6 },
         };
         for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
                 char header[200];
-                (void)snprintf(header, sizeof(header), "{\"t\":{\"dtype\":\"%s\",\"shape\":[2,4],\"data_offsets\":[0,%u]}}", all[i].name,
-                               all[i].bytes);
+                (void)snprintf(header, sizeof(header), "{\"t\":{\"dtype\":\"%s\",\"shape\":[2,4],\"data_offsets\":[0,%u]}}",
+                               all[i].name, all[i].bytes);
                 struct safetensors s = parsed(header, all[i].bytes);
                 ck_assert_uint_eq(s.tensors[0].dtype, all[i].dtype);
                 safetensors_done(&s);
         }
         ck_assert_uint_eq(ARRAY_SIZE(all), GMS_DTYPE_F6_E3M2); /* none is missing */
-        refuse("{\"t\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,2]}}", 2, PREFIX + 1, "12 bits of F4 are no whole bytes");
+        refuse("{\"t\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,2]}}", 2, PREFIX + 1,
+               "12 bits of F4 are no whole bytes");
         refuse("{\"t\":{\"dtype\":\"bf16\",\"shape\":[1],\"data_offsets\":[0,2]}}", 2, PREFIX + 1, "type 'bf16' is not known");
         refuse("{\"t\":{\"dtype\":16,\"shape\":[1],\"data_offsets\":[0,2]}}", 2, PREFIX + 1, "it has no type");
         refuse("{\"t\":{\"shape\":[1],\"data_offsets\":[0,2]}}", 2, PREFIX + 1, "it has no type");
@@ -213,8 +229,8 @@ END_TEST
 
 START_TEST(metadata) {
         refuse("{\"__metadata__\":7}", 0, PREFIX + 1, "__metadata__ is no object");
-        refuse("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"__metadata__\":{\"k\":\"v\",\"n\":1}}", 1, PREFIX + 53,
-               "'n' is no text");
+        refuse("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"__metadata__\":{\"k\":\"v\",\"n\":1}}", 1,
+               PREFIX + 53, "'n' is no text");
 }
 END_TEST
 
@@ -232,10 +248,14 @@ START_TEST(shapes) {
         refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[1.0],\"data_offsets\":[4,5]}}", 5, SECOND, "size 0 of its shape");
         refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[\"1\"],\"data_offsets\":[4,5]}}", 5, SECOND, "size 0 of its shape");
         refuse(FIRST "\"b\":7}", 5, SECOND, "it has no type");
-        refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[4,5]}}", 5, SECOND, "more elements");
-        refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[9223372036854775807],\"data_offsets\":[4,5]}}", 5, SECOND, "more elements");
-        refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[9223372036854775807,3,0],\"data_offsets\":[4,4]}}", 4, SECOND, "more elements");
-        refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[4,5]}}", 5, SECOND, "1 bytes apart, and its type and shape make 2");
+        refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[4,5]}}", 5, SECOND,
+               "more elements");
+        refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[9223372036854775807],\"data_offsets\":[4,5]}}", 5, SECOND,
+               "more elements");
+        refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[9223372036854775807,3,0],\"data_offsets\":[4,4]}}", 4, SECOND,
+               "more elements");
+        refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[4,5]}}", 5, SECOND,
+               "1 bytes apart; its type and shape make 2");
         refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[4,5]}}", 5, SECOND, "shape make 0");
 
         for (int i = 1; i < GMS_RANK_MAX; i++)
@@ -254,7 +274,8 @@ START_TEST(offsets) {
         static const char *const none[] = { "7", "[4]", "[4,5,6]", "[\"4\",5]", "[4,5.0]", "[-1,0]", "[5,4]", "null" };
         char header[300];
         for (size_t i = 0; i < ARRAY_SIZE(none); i++) {
-                (void)snprintf(header, sizeof(header), FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":%s}}", none[i]);
+                (void)snprintf(header, sizeof(header), FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":%s}}",
+                               none[i]);
                 refuse(header, 5, SECOND, "not [begin, end]");
         }
         refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[1]}}", 5, SECOND, "not [begin, end]");
@@ -269,8 +290,10 @@ START_TEST(places) {
         static const char inside[] = FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[2,2]}}";
         static const char late[] = "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}";
         static const char right[] = FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[4,7]}}";
-        static const char far[] = FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[9223372036854775806,9223372036854775807]}}";
-        static const char wide[] = FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[1152921504606846972],\"data_offsets\":[4,1152921504606846976]}}";
+        static const char far[] = FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[9223372036854775806,"
+                                        "9223372036854775807]}}";
+        static const char wide[] = FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[1152921504606846972],\"data_offsets\":[4,"
+                                         "1152921504606846976]}}";
         const uint64_t data = PREFIX - 1; /* and the size of the header, with its 0 */
         refuse(hole, 7, sizeof(hole) + data + 4, "up to 'b', which begins at byte");
         refuse(overlap, 6, sizeof(overlap) + data + 3, "'b' begins inside of 'a'");
@@ -296,7 +319,7 @@ static int index_of(json_t **ret_map, const char *text) {
 
 START_TEST(index_right) {
         json_t *map;
-        ck_assert_int_eq(index_of(&map, "{\"metadata\":{\"total_size\":1.5e9},\"weight_map\":{\"a\":\"x.safetensors\",\"b\":\"y..\"}}"), 0);
+        ck_assert_int_eq(index_of(&map, "{\"metadata\":{\"total_size\":1},\"weight_map\":{\"a\":\"x.safetensors\",\"b\":\"y\"}}"), 0);
         ck_assert_uint_eq(json_object_size(map), 2);
         ck_assert_str_eq(json_string_value(json_object_get(map, "a")), "x.safetensors");
         json_decref(map);
@@ -316,7 +339,8 @@ START_TEST(index_wrong) {
         for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
                 (void)snprintf(text, sizeof(text), "{\"weight_map\":{\"a\":\"x\",\"b\":%s}}", files[i]);
                 ck_assert_int_eq(index_of(&map, text), -EBADMSG);
-                ck_assert_msg(strstr(gms_last_error(), "'b'") && strstr(gms_last_error(), "no name of a file"), "%s", gms_last_error());
+                ck_assert_msg(strstr(gms_last_error(), "'b'") && strstr(gms_last_error(), "no name of a file"), "%s",
+                              gms_last_error());
         }
         ck_assert_ptr_null(map);
 }
