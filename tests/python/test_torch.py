@@ -4,6 +4,7 @@ import errno
 import gc
 import signal
 import tempfile
+import threading
 import time
 import unittest.mock
 import weakref
@@ -213,6 +214,23 @@ class Publish(Case):
             gms.publish({"x": 1}, self.store)
         self.assertEqual(gms.attach(self.store, deadline=0).identity, "old")
 
+    def test_no_room(self):
+        """Nothing is published, and the pool can publish something else."""
+        pool = gms.pool(self.store)
+        self.assert_errno(errno.ENOMEM, "", pool.publish, {"a": torch.zeros(1 << 28), "b": torch.zeros(1 << 28)})
+        self.assertEqual(pool.stats().pieces, 0)
+        pool.publish({"x": torch.ones(5)})
+        self.assertEqual(gms.attach(self.store).tensors()["x"].sum().item(), 5)
+
+    def test_a_thread_that_ends_lets_go(self):
+        def forget():
+            pool = gms.pool(self.store)
+            pool._open()
+        thread = threading.Thread(target=forget)
+        thread.start()
+        thread.join()
+        gms.pool(self.store, deadline=0).close()
+
     def test_the_last_pool(self):
         with gms.pool(self.store, tag="weights"):
             x = torch.ones(3)
@@ -358,7 +376,6 @@ class Into(Case):
 
     def test_parameters_elsewhere_are_real(self):
         """Other threads build as ever, and so does this one afterwards."""
-        import threading
         made = []
         with gms.parameters_on_meta():
             thread = threading.Thread(target=lambda: made.append(nn.Linear(2, 2)))

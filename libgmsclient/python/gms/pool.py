@@ -211,7 +211,8 @@ class Pool:
 
     def _warn_of_others(self, layout: Layout) -> None:
         assert self._mem_pool is not None
-        left = [block["size"] for segment in self._mem_pool.snapshot() for block in segment["blocks"]
+        left = [block["size"] for segment in self._mem_pool.snapshot()  # type: ignore[no-untyped-call]
+                for block in segment["blocks"]
                 if block["state"] == "active_allocated" and not layout.has(block["address"], block["size"])]
         if left:
             warnings.warn(f"{len(left)} tensors of {sum(left) / 2**20:.1f} MiB that are not published live in the pool of "
