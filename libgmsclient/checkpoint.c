@@ -224,20 +224,16 @@ static int check_index(const struct gms_checkpoint *c, const char *path, json_t 
 }
 
 static int open_indexed(struct gms_checkpoint *c, const char *dir, const char *index) {
-        __attribute__((cleanup(names_done))) struct names files = { 0 };
-        json_t *map;
+        _cleanup_(names_done) struct names files = { 0 };
+        json_auto_t *map = NULL;
         int r = read_index(&map, index);
-        if (r < 0)
-                return r;
-        r = names_from_index(&files, dir, map);
+        if (r == 0)
+                r = names_from_index(&files, dir, map);
         if (r == 0)
                 r = files_open(c, (const char *const *)files.at, files.n);
         if (r == 0)
                 r = list_tensors(c);
-        if (r == 0)
-                r = check_index(c, index, map);
-        json_decref(map);
-        return r;
+        return r == 0 ? check_index(c, index, map) : r;
 }
 
 static int open_directory(struct gms_checkpoint *c, const char *dir) {
