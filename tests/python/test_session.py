@@ -8,8 +8,11 @@ import tempfile
 import threading
 import time
 import unittest
+import unittest.mock
 
 from support import BUILD, ROOT, Case, Child, in_child, gms, write_safetensors
+
+from gms._library import lib
 
 
 def bytes_at(info):
@@ -261,8 +264,9 @@ class Load(Model):
 
         def stop(progress):
             raise KeyboardInterrupt
-        with self.assertRaises(KeyboardInterrupt):
-            gms.load(self.store, self.file, progress=stop)
+        with unittest.mock.patch.object(lib, "gms_checkpoint_cancel", wraps=lib.gms_checkpoint_cancel) as cancel:
+            self.assertRaises(KeyboardInterrupt, gms.load, self.store, self.file, progress=stop)
+            cancel.assert_called_once()
         self.assertEqual(gms.attach(self.store, deadline=0).identity, "good")
 
     def test_no_such_file(self):
