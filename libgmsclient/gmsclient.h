@@ -365,8 +365,8 @@ GMS_PUBLIC int gms_pool_allocate(struct gms_pool *p, uint64_t bytes, uint64_t al
 
 /*
  * Gives a piece back, by its address; for a GPU, when no work on it is under way. Neighbours that are free become one. A
- * slab of which nothing is used goes back to the device, but for one that is kept for the next allocation. What was
- * published or sealed since is only marked free. -ENOENT no piece begins there.
+ * slab of which nothing is used goes back to the device; some are kept for the next allocations, up to one that would be
+ * taken now or a quarter of all. What was published or sealed since is only marked free. -ENOENT no piece begins there.
  */
 GMS_PUBLIC int gms_pool_free(struct gms_pool *p, uint64_t address);
 

@@ -12,6 +12,7 @@
 #define SLAB_UNIT (2 * MIB)
 #define SLAB_MIN (32 * MIB)
 #define SLAB_SHARE 8u /* a slab is at most this part of what the pool has, if that is more than SLAB_MIN */
+#define KEPT_SHARE 4u  /* empty slabs are kept up to this part of what the pool has, if that is more than one slab */
 #define SLAB_MAX (2048 * MIB)
 #define SLAB_MAX_EXPECTED (8 * SLAB_MAX)
 #define TURN_NS 10000000 /* between looks at the heap of those who wait for their turn */
@@ -42,27 +43,38 @@ static uint64_t ahead(const struct gms_pool *p) {
 
 /* ---- slabs that nothing is used of */
 
-/* One is kept for the next allocation, the largest of those that would be taken today. */
+/*
+ * What is empty is kept for the next allocations up to a share of all: a program that comes and goes with large pieces in
+ * every step must not have the device make them anew each time (on an H200 that tripled the time of a whole trace).
+ */
+static uint64_t keeps(const struct gms_pool *p) {
+        return MAX(ahead(p), p->heap.reserved / KEPT_SHARE);
+}
+
+/* One that goes: the smallest that is enough, or the largest. */
 static struct slab *surplus(const struct gms_pool *p, bool all) {
-        struct slab *kept = NULL;
+        uint64_t empty = 0, keep = all ? 0 : keeps(p);
+        struct slab *goes = NULL;
+        list_for(s, &p->heap.slabs, struct slab, link)
+                empty += slab_is_empty(s) ? s->bytes : 0;
+        if (empty <= keep)
+                return NULL;
         list_for(s, &p->heap.slabs, struct slab, link) {
                 if (!slab_is_empty(s))
                         continue;
-                if (all || s->bytes > ahead(p))
-                        return s;
-                if (kept)
-                        return s->bytes > kept->bytes ? kept : s;
-                kept = s;
+                bool enough = goes && goes->bytes >= empty - keep;
+                if (!goes || (enough ? s->bytes < goes->bytes && s->bytes >= empty - keep : s->bytes > goes->bytes))
+                        goes = s;
         }
-        return NULL;
+        return goes;
 }
 
-static bool is_surplus(const struct gms_pool *p, const struct slab *emptied) {
-        return !p->lasting && (p->heap.n_empty > 1 || emptied->bytes > ahead(p));
+static bool is_surplus(const struct gms_pool *p) {
+        return !p->lasting && surplus(p, false);
 }
 
 /*
- * Gives back what is empty, or all of it but one slab; with the turn. What the daemon does not take, as it was sealed or
+ * Gives back what is empty, or all of it but what is kept; with the turn. What the daemon does not take, as it was sealed or
  * published, stays in the heap. *ret_any may be NULL.
  */
 static int give_back(struct gms_pool *p, bool all, bool *ret_any) {
@@ -115,7 +127,7 @@ static void turn_end(struct gms_pool *p) {
                         (void)give_back(p, false, NULL);
                 (void)pthread_mutex_unlock(&p->turn);
                 latch_take(&p->latch);
-                again = !p->lasting && surplus(p, false);
+                again = is_surplus(p);
                 latch_drop(&p->latch);
         } while (again && turn_try(p));
 }
@@ -127,7 +139,7 @@ static int put(struct gms_pool *p, uint64_t address) {
         struct slab *emptied = NULL;
         latch_take(&p->latch);
         int r = heap_free(&p->heap, address, &emptied);
-        bool goes = emptied && is_surplus(p, emptied);
+        bool goes = emptied && is_surplus(p);
         latch_drop(&p->latch);
         if (goes && turn_try(p))
                 turn_end(p);

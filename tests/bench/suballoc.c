@@ -34,8 +34,8 @@ struct step {
 
 struct trace {
         struct step *steps;
-        size_t n, steady;      /* from that one on */
-        size_t pairs;          /* allocations from there on */
+        size_t n, steady, end; /* from that one on, up to where the program comes to its end and frees its model */
+        size_t pairs;          /* allocations between */
         uint32_t slots;
         double segments;       /* bytes of the most that PyTorch held */
 };
@@ -86,7 +86,8 @@ static void trace_read(struct trace *t, const struct bench *b) {
         if (pclose(f) != 0 || t->n == 0)
                 bench_die("%s: no trace", command);
         t->steady = t->n / 3 * 2;
-        for (size_t i = t->steady; i < t->n; i++)
+        t->end = t->n - t->n / 50;
+        for (size_t i = t->steady; i < t->end; i++)
                 t->pairs += t->steps[i].bytes > 0;
 }
 
@@ -151,8 +152,9 @@ static struct result round_of(const struct gmsd *d, const struct trace *t, uint6
         if (!sampled) {
                 replay(p, t->steps, &t->steps[t->steady], address);
                 double since = now_us();
-                replay(p, &t->steps[t->steady], &t->steps[t->n], address);
+                replay(p, &t->steps[t->steady], &t->steps[t->end], address);
                 r.pair_ns = (now_us() - since) * 1e3 / (double)t->pairs;
+                replay(p, &t->steps[t->end], &t->steps[t->n], address);
         }
         struct gms_pool_stats s = stats_of(p);
         r.external /= MAX(samples, 1);

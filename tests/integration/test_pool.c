@@ -197,11 +197,28 @@ TEST(pool, a_slab_of_its_own)
         ck_assert_uint_eq(a.offset, 0);
         ck_assert_uint_eq(client_find(g, 1).aligned, aligned(40 * MiB + 5));
         held("w", SLAB + aligned(40 * MiB + 5));
-        put(p, a); /* it is larger than any that would be taken ahead, so it is not kept */
+        put(p, a); /* it is larger than any that would be taken ahead, and than a quarter of all, so it is not kept */
         held("w", SLAB);
 }
 
 /* ---- slabs go */
+
+/* A quarter of all may be empty: what comes and goes in every step is not made anew each time. */
+TEST(pool, what_comes_and_goes_is_kept, .needs = NEEDS_FAKE, .memory = "1G")
+{
+        _cleanup_gms_ struct gms *g = client("w", GMS_MODE_RW);
+        _cleanup_pool_ struct gms_pool *p = pool_of(g, 0, 0);
+        for (unsigned i = 0; i < 4; i++)
+                (void)get(p, 64 * MiB);
+        struct gms_piece b = get(p, 64 * MiB), c = get(p, 40 * MiB);
+        put(p, b);
+        held("w", 360 * MiB); /* 64 of 360 */
+        put(p, c); /* 104 of 360: the one that is enough goes */
+        held("w", 320 * MiB);
+        struct gms_piece again = get(p, 64 * MiB);
+        ck_assert_uint_eq(again.address, b.address);
+        held("w", 320 * MiB);
+}
 
 TEST(pool, empty_slabs_go_back)
 {
