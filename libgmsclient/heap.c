@@ -3,6 +3,7 @@
 
 #define LOOKS 4u        /* free blocks tried in a bin of which not all have room */
 #define PLACES_BITS 11u /* the smallest table's */
+#define CACHE_LINE 64u
 #define CHUNK 63u       /* blocks that are made at a time */
 
 #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -129,9 +130,11 @@ static int places_grow(struct heap *h) {
 /* ---- blocks */
 
 struct chunk {
+        struct block blocks[CHUNK]; /* first, so that each is a cache line and not halves of two */
         struct chunk *next;
-        struct block blocks[CHUNK];
+        char rest[sizeof(struct block) - sizeof(struct chunk *)];
 };
+_Static_assert(sizeof(struct block) == CACHE_LINE, "a block is a cache line");
 
 static inline void block_drop(struct heap *h, struct block *b) {
         b->next = h->spare;
@@ -148,7 +151,7 @@ static inline struct block *block_new(struct heap *h, struct slab *s, uint64_t a
 }
 
 static int blocks_grow(struct heap *h) {
-        struct chunk *c = malloc(sizeof(*c));
+        struct chunk *c = aligned_alloc(CACHE_LINE, sizeof(*c));
         if (!c)
                 return -ENOMEM;
         c->next = h->chunks;
