@@ -268,14 +268,36 @@ static int stage_ready(struct gms_checkpoint *c, struct vmm_stage **stage) {
         return r == 0 ? 0 : error_vmm_text(text, r, "page-locked memory");
 }
 
+/* What lies side by side in the file and in a slab is one copy. */
+struct run {
+        uint64_t slot, address, begin, end; /* the last two in the file */
+};
+
+static bool run_extend(struct run *run, const struct part *p) {
+        bool beside = run->end == p->begin && run->slot == p->tensor->slot &&
+                      run->address + (run->end - run->begin) == part_address(p);
+        if (beside)
+                run->end = p->end;
+        return beside;
+}
+
+static int copy_run(struct vmm_stage *s, const struct run *run, const struct fetch *f) {
+        return stage_failed(s, vmm_stage_copy_in(s, run->address, fetch_at(f, run->begin), run->end - run->begin));
+}
+
 static int load_unit(struct gms_checkpoint *c, struct vmm_stage **stage, const struct checkpoint_unit *u) {
         struct fetch f;
+        struct run run = { .begin = u->begin, .end = u->begin };
         int r = stage_ready(c, stage);
         if (r == 0)
                 r = read_unit(c, u, &f, vmm_stage_memory(*stage));
-        for (struct part p = { 0 }; r == 0 && part_next(&p, u, CHECKPOINT_UNIT);)
-                r = stage_failed(*stage, vmm_stage_copy_in(*stage, part_address(&p), fetch_at(&f, p.begin), p.end - p.begin));
-        return r;
+        for (struct part p = { 0 }; r == 0 && part_next(&p, u, CHECKPOINT_UNIT);) {
+                if (run_extend(&run, &p))
+                        continue;
+                r = copy_run(*stage, &run, &f);
+                run = (struct run){ p.tensor->slot, part_address(&p), p.begin, p.end };
+        }
+        return r == 0 ? copy_run(*stage, &run, &f) : r;
 }
 
 static int compare_part(const struct part *p, const char *file, const char *store) {
