@@ -105,6 +105,18 @@ void weights_write(const char *path, const struct weight *weights, size_t n) {
         end(f, path);
 }
 
+void weights_write_hollow(const char *path, const struct weight *weights, size_t n) {
+        size_t size;
+        uint64_t bytes = 0;
+        _cleanup_free_ char *header = header_of(weights, n, &size);
+        for (size_t i = 0; i < n; i++)
+                bytes += weight_bytes(&weights[i]);
+        FILE *f = begin(path, header, size);
+        if (fflush(f) != 0 || ftruncate(fileno(f), (off_t)(8 + size + bytes)) < 0)
+                die(path);
+        end(f, path);
+}
+
 void weights_write_raw(const char *path, const char *header, uint64_t bytes) {
         FILE *f = begin(path, header, strlen(header));
         while (bytes-- > 0)

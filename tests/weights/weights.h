@@ -18,6 +18,9 @@ void weights_fill(const char *name, uint64_t offset, void *to, size_t n);
 /* One file with these tensors, in this order. What goes wrong ends the process. */
 void weights_write(const char *path, const struct weight *weights, size_t n);
 
+/* The same with a hole for the bytes: no disk has to hold them, and the page cache holds zeros as it holds anything. */
+void weights_write_hollow(const char *path, const struct weight *weights, size_t n);
+
 /* A file with this header and so many bytes after it, whether that makes sense or not. */
 void weights_write_raw(const char *path, const char *header, uint64_t bytes);
 
