@@ -17,6 +17,7 @@ typedef unsigned long long CUmemGenericAllocationHandle;
 typedef struct CUctx_st *CUcontext;
 typedef struct CUstream_st *CUstream;
 typedef struct CUevent_st *CUevent;
+typedef struct CUgraph_st *CUgraph;
 
 typedef struct CUuuid_st {
         char bytes[16];
@@ -38,6 +39,9 @@ typedef enum cudaError_enum {
         CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED = 713,
         CUDA_ERROR_NOT_PERMITTED = 800,
         CUDA_ERROR_NOT_SUPPORTED = 801,
+        CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900,
+        CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901,
+        CUDA_ERROR_CAPTURED_EVENT = 907,
         CUDA_ERROR_UNKNOWN = 999,
 } CUresult;
 
@@ -85,6 +89,18 @@ typedef enum CUevent_flags_enum {
         CU_EVENT_DISABLE_TIMING = 0x2,
 } CUevent_flags;
 
+typedef enum CUstreamCaptureMode_enum {
+        CU_STREAM_CAPTURE_MODE_GLOBAL = 0,
+        CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1,
+        CU_STREAM_CAPTURE_MODE_RELAXED = 2,
+} CUstreamCaptureMode;
+
+typedef enum CUstreamCaptureStatus_enum {
+        CU_STREAM_CAPTURE_STATUS_NONE = 0,
+        CU_STREAM_CAPTURE_STATUS_ACTIVE = 1,
+        CU_STREAM_CAPTURE_STATUS_INVALIDATED = 2,
+} CUstreamCaptureStatus;
+
 typedef struct CUmemLocation_st {
         CUmemLocationType type;
         int id;
@@ -110,7 +126,7 @@ typedef struct CUmemAccessDesc_st {
 
 #endif
 
-/* X(name of the symbol, arguments); all return CUresult. The last two are for the driver-contract tests. */
+/* X(name of the symbol, arguments); all return CUresult. The last five are for the driver-contract tests. */
 #define CUDA_DRIVER_CALLS(X)                                                                                           \
         X(cuInit, (unsigned flags))                                                                                    \
         X(cuDriverGetVersion, (int *version))                                                                          \
@@ -157,6 +173,11 @@ typedef struct CUmemAccessDesc_st {
         X(cuEventRecord, (CUevent event, CUstream stream))                                                             \
         X(cuEventQuery, (CUevent event))                                                                               \
         X(cuEventDestroy_v2, (CUevent event))                                                                          \
+        X(cuStreamIsCapturing, (CUstream stream, CUstreamCaptureStatus * status))                                      \
+        X(cuThreadExchangeStreamCaptureMode, (CUstreamCaptureMode * mode))                                             \
+        X(cuStreamBeginCapture_v2, (CUstream stream, CUstreamCaptureMode mode))                                        \
+        X(cuStreamEndCapture, (CUstream stream, CUgraph * graph))                                                      \
+        X(cuGraphDestroy, (CUgraph graph))                                                                             \
         X(cuMemsetD8_v2, (CUdeviceptr to, unsigned char value, size_t n))                                              \
         X(cuMemGetAllocationPropertiesFromHandle, (CUmemAllocationProp * prop, CUmemGenericAllocationHandle handle))
 

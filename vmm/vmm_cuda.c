@@ -338,27 +338,60 @@ static int cuda_stage_wait(struct vmm_stage *s) {
 
 /* ---- fences */
 
+/*
+ * While any thread captures a graph in the mode that PyTorch uses, calls such as cuEventQuery are refused in all of them, and
+ * spoil the capture. What is done here has no part in it, and says so for its thread.
+ */
+static CUstreamCaptureMode capture_apart(struct vmm_cuda *c) {
+        CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+        (void)c->driver->cuThreadExchangeStreamCaptureMode(&mode);
+        return mode;
+}
+
+static void capture_as_before(struct vmm_cuda *c, CUstreamCaptureMode mode) {
+        (void)c->driver->cuThreadExchangeStreamCaptureMode(&mode);
+}
+
+/* An event that is recorded while its stream is captured becomes a part of the graph, and never tells anything. */
+static CUresult record(struct vmm_cuda *c, CUstream stream, CUevent *ret_event) {
+        CUstreamCaptureStatus status;
+        CUresult r = c->driver->cuStreamIsCapturing(stream, &status);
+        if (r == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE)
+                return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        if (r == CUDA_SUCCESS)
+                r = c->driver->cuEventCreate(ret_event, CU_EVENT_DISABLE_TIMING);
+        if (r != CUDA_SUCCESS)
+                return r;
+        r = c->driver->cuEventRecord(*ret_event, stream);
+        if (r != CUDA_SUCCESS)
+                (void)c->driver->cuEventDestroy_v2(*ret_event);
+        return r;
+}
+
 static int cuda_fence_record(struct vmm *v, void *stream, uint64_t *ret_fence) {
         struct vmm_cuda *c = to_cuda(v);
         const char *call;
         CUevent event;
-        if (enter_context(c, &call) != CUDA_SUCCESS)
-                return VMM_E_REFUSED;
-        CUresult r = c->driver->cuEventCreate(&event, CU_EVENT_DISABLE_TIMING);
+        CUstreamCaptureMode mode = capture_apart(c);
+        CUresult r = enter_context(c, &call);
         if (r == CUDA_SUCCESS) {
-                r = c->driver->cuEventRecord(event, stream);
-                if (r == CUDA_SUCCESS)
-                        *ret_fence = (uintptr_t)event;
-                else
-                        (void)c->driver->cuEventDestroy_v2(event);
+                r = record(c, stream, &event);
+                leave_context(c);
         }
-        leave_context(c);
-        return r == CUDA_SUCCESS ? 0 : VMM_E_REFUSED;
+        capture_as_before(c, mode);
+        if (r != CUDA_SUCCESS)
+                return VMM_E_REFUSED;
+        *ret_fence = (uintptr_t)event;
+        return 0;
 }
 
-/* A context that was lost will do no more work, either. */
+/* A context that was lost will do no more work, either; what a capture is in the way of is not known. */
 static bool cuda_fence_passed(struct vmm *v, uint64_t fence) {
-        return to_cuda(v)->driver->cuEventQuery((CUevent)(uintptr_t)fence) != CUDA_ERROR_NOT_READY;
+        struct vmm_cuda *c = to_cuda(v);
+        CUstreamCaptureMode mode = capture_apart(c);
+        CUresult r = c->driver->cuEventQuery((CUevent)(uintptr_t)fence);
+        capture_as_before(c, mode);
+        return r != CUDA_ERROR_NOT_READY && (r < CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED || r > CUDA_ERROR_CAPTURED_EVENT);
 }
 
 static void cuda_fence_free(struct vmm *v, uint64_t fence) {

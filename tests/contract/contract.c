@@ -773,6 +773,62 @@ START_TEST(an_event_passes_with_the_work_before_it) {
 }
 END_TEST
 
+/* Ends a capture, and says whether there was any harm done to it. */
+static CUresult end_capture(CUstream stream) {
+        CUgraph graph = NULL;
+        CUresult r = d->cuStreamEndCapture(stream, &graph);
+        if (r == CUDA_SUCCESS)
+                ck_ok(d->cuGraphDestroy(graph));
+        return r;
+}
+
+START_TEST(a_capture_is_spoilt_by_a_query_unless_the_thread_is_relaxed) {
+        CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+        CUstream captured, other;
+        CUevent event;
+        enter_context();
+        ck_ok(d->cuStreamCreate(&captured, CU_STREAM_NON_BLOCKING));
+        ck_ok(d->cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+        ck_ok(d->cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+        ck_ok(d->cuEventRecord(event, other));
+
+        ck_ok(d->cuStreamBeginCapture_v2(captured, CU_STREAM_CAPTURE_MODE_GLOBAL));
+        ck_assert_int_ne(d->cuEventQuery(event), CUDA_SUCCESS);
+        ck_assert_int_ne(end_capture(captured), CUDA_SUCCESS);
+
+        ck_ok(d->cuStreamBeginCapture_v2(captured, CU_STREAM_CAPTURE_MODE_GLOBAL));
+        ck_ok(d->cuThreadExchangeStreamCaptureMode(&mode));
+        ck_assert_int_eq(mode, CU_STREAM_CAPTURE_MODE_GLOBAL); /* what every thread begins with */
+        ck_ok(d->cuEventRecord(event, other));
+        ck_ok(d->cuStreamSynchronize(other));
+        ck_ok(d->cuEventQuery(event));
+        ck_ok(d->cuThreadExchangeStreamCaptureMode(&mode));
+        ck_ok(end_capture(captured));
+}
+END_TEST
+
+START_TEST(an_event_of_a_captured_stream_is_none) {
+        CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+        CUstreamCaptureStatus status;
+        CUstream stream;
+        CUevent event;
+        enter_context();
+        ck_ok(d->cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+        ck_ok(d->cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+        ck_ok(d->cuStreamIsCapturing(stream, &status));
+        ck_assert_int_eq(status, CU_STREAM_CAPTURE_STATUS_NONE);
+        ck_ok(d->cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL));
+        ck_ok(d->cuStreamIsCapturing(stream, &status));
+        ck_assert_int_eq(status, CU_STREAM_CAPTURE_STATUS_ACTIVE);
+        ck_ok(d->cuEventRecord(event, stream));
+        ck_ok(d->cuThreadExchangeStreamCaptureMode(&mode));
+        CUresult r = d->cuEventQuery(event);
+        ck_assert(r != CUDA_SUCCESS && r != CUDA_ERROR_NOT_READY);
+        ck_ok(d->cuThreadExchangeStreamCaptureMode(&mode));
+        (void)end_capture(stream);
+}
+END_TEST
+
 START_TEST(nothing_works_in_a_forked_child) {
         int status, n;
         pid_t pid = fork();
@@ -864,6 +920,8 @@ static Suite *contract_suite(void) {
         tcase_add_test(calls, a_queued_copy_to_read_only_memory_is_refused_at_once);
         tcase_add_test(calls, memory_is_registered_once);
         tcase_add_test(calls, an_event_passes_with_the_work_before_it);
+        tcase_add_test(calls, a_capture_is_spoilt_by_a_query_unless_the_thread_is_relaxed);
+        tcase_add_test(calls, an_event_of_a_captured_stream_is_none);
         tcase_add_test(calls, nothing_works_in_a_forked_child);
         suite_add_tcase(s, calls);
 

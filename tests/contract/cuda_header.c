@@ -73,6 +73,13 @@ struct fact {
         VALUE(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED),                           \
         VALUE(CU_STREAM_NON_BLOCKING),                                          \
         VALUE(CU_EVENT_DISABLE_TIMING),                                         \
+        VALUE(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED),                           \
+        VALUE(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED),                           \
+        VALUE(CUDA_ERROR_CAPTURED_EVENT),                                       \
+        VALUE(CU_STREAM_CAPTURE_MODE_GLOBAL),                                   \
+        VALUE(CU_STREAM_CAPTURE_MODE_RELAXED),                                  \
+        VALUE(CU_STREAM_CAPTURE_STATUS_NONE),                                   \
+        SIZE(CUgraph),                                                          \
         SIZE(CUevent),                                                          \
         VALUE(CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED),         \
         VALUE(CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED), \

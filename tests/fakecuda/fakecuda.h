@@ -75,6 +75,9 @@ static inline const char *fakecuda_name(enum fakecuda_function f) {
         X(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED)                                                              \
         X(CUDA_ERROR_NOT_PERMITTED)                                                                           \
         X(CUDA_ERROR_NOT_SUPPORTED)                                                                           \
+        X(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)                                                              \
+        X(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)                                                              \
+        X(CUDA_ERROR_CAPTURED_EVENT)                                                                          \
         X(CUDA_ERROR_UNKNOWN)
 
 /* NULL for a number the driver does not know either. */

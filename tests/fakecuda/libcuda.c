@@ -701,8 +701,62 @@ CUresult cuStreamSynchronize(CUstream stream) {
 }
 
 struct CUevent_st {
-        bool recorded;
+        bool captured;
 };
+
+/* One stream at a time can be captured. What is not allowed meanwhile spoils the capture. */
+struct CUgraph_st {
+        CUstream stream;
+};
+
+static CUstream capturing;
+static CUstreamCaptureMode capturing_mode;
+static bool capture_spoilt;
+static __thread CUstreamCaptureMode thread_mode;
+
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
+        ENTER(cuThreadExchangeStreamCaptureMode);
+        CUstreamCaptureMode before = thread_mode;
+        thread_mode = *mode;
+        *mode = before;
+        return CUDA_SUCCESS;
+}
+
+CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mode) {
+        ENTER(cuStreamBeginCapture_v2);
+        LOCKED;
+        if (!stream || capturing)
+                return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        capturing = stream;
+        capturing_mode = mode;
+        capture_spoilt = false;
+        return CUDA_SUCCESS;
+}
+
+CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
+        ENTER(cuStreamIsCapturing);
+        LOCKED;
+        *status = !stream || stream != capturing ? CU_STREAM_CAPTURE_STATUS_NONE
+                  : capture_spoilt               ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
+                                                 : CU_STREAM_CAPTURE_STATUS_ACTIVE;
+        return CUDA_SUCCESS;
+}
+
+CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph) {
+        ENTER(cuStreamEndCapture);
+        LOCKED;
+        if (!stream || stream != capturing)
+                return CUDA_ERROR_INVALID_VALUE;
+        capturing = NULL;
+        *graph = capture_spoilt ? NULL : malloc(sizeof(**graph));
+        return capture_spoilt ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : *graph ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult cuGraphDestroy(CUgraph graph) {
+        ENTER(cuGraphDestroy);
+        free(graph);
+        return CUDA_SUCCESS;
+}
 
 CUresult cuStreamCreate(CUstream *stream, unsigned flags) {
         ENTER(cuStreamCreate);
@@ -752,14 +806,24 @@ CUresult cuEventRecord(CUevent event, CUstream stream) {
         ENTER(cuEventRecord);
         if (!event)
                 return CUDA_ERROR_INVALID_HANDLE;
-        stream_drain(stream);
-        event->recorded = true;
+        LOCKED;
+        event->captured = stream && stream == capturing;
+        if (!event->captured)
+                stream_drain(stream);
         return CUDA_SUCCESS;
 }
 
 CUresult cuEventQuery(CUevent event) {
         ENTER(cuEventQuery);
-        return event ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+        LOCKED;
+        if (!event)
+                return CUDA_ERROR_INVALID_HANDLE;
+        if (event->captured)
+                return CUDA_ERROR_CAPTURED_EVENT;
+        if (!capturing || capturing_mode != CU_STREAM_CAPTURE_MODE_GLOBAL || thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED)
+                return CUDA_SUCCESS;
+        capture_spoilt = true;
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
 
 CUresult cuEventDestroy_v2(CUevent event) {

@@ -481,6 +481,34 @@ START_TEST(fences_pass) {
 }
 END_TEST
 
+/* As PyTorch captures: in the mode that other calls can spoil. */
+START_TEST(fences_leave_captures_alone) {
+        const struct cuda_driver *d;
+        CUcontext context;
+        CUstream captured, other;
+        CUgraph graph;
+        uint64_t fence, before, refused;
+        open_kind("cuda:0");
+        ck_assert_int_eq(cuda_driver_get(&d, text, sizeof(text)), 0);
+        ck_assert_int_eq(d->cuDevicePrimaryCtxRetain(&context, 0), CUDA_SUCCESS);
+        ck_assert_int_eq(d->cuCtxPushCurrent_v2(context), CUDA_SUCCESS);
+        ck_assert_int_eq(d->cuStreamCreate(&captured, CU_STREAM_NON_BLOCKING), CUDA_SUCCESS);
+        ck_assert_int_eq(d->cuStreamCreate(&other, CU_STREAM_NON_BLOCKING), CUDA_SUCCESS);
+        ck_vmm(vmm_fence_record(vmm, other, &before));
+
+        ck_assert_int_eq(d->cuStreamBeginCapture_v2(captured, CU_STREAM_CAPTURE_MODE_GLOBAL), CUDA_SUCCESS);
+        ck_vmm(vmm_fence_record(vmm, other, &fence));
+        ck_r(vmm_fence_record(vmm, captured, &refused), VMM_E_REFUSED);
+        ck_assert_uint_eq(refused, 0);
+        ck_assert_int_eq(d->cuStreamSynchronize(other), CUDA_SUCCESS);
+        ck_assert(vmm_fence_passed(vmm, before));
+        ck_assert(vmm_fence_passed(vmm, fence));
+        ck_assert_int_eq(d->cuStreamEndCapture(captured, &graph), CUDA_SUCCESS);
+        vmm_fence_free(vmm, before);
+        vmm_fence_free(vmm, fence);
+}
+END_TEST
+
 START_TEST(out_of_descriptors) {
         open_kind(kinds[_i]);
         int fd = create(SIZE), fds[64], n = 0;
@@ -848,6 +876,7 @@ static void add_kinds(Suite *s) {
         tcase_add_loop_test(t, stages_copy_from_many_threads, 0, n);
         tcase_add_loop_test(t, stages_keep_to_the_access, 0, n);
         tcase_add_loop_test(t, fences_pass, 0, n);
+        tcase_add_test(t, fences_leave_captures_alone);
         tcase_add_loop_test(t, out_of_descriptors, 0, n);
         tcase_add_loop_test(t, more_than_there_is, 0, n);
         tcase_add_loop_test(t, host_memory_keeps_its_size, 0, 2);
