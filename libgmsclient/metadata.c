@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "metadata.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 
 #include "handle.h"
@@ -310,13 +311,19 @@ struct walk {
         bool started, more;
 };
 
+/* Whether a descriptor can be taken: one that arrives and cannot be costs the session, and with it the lock. */
+static bool descriptor_left(const struct gms *g) {
+        _cleanup_close_ int fd = fcntl(g->conn.fd, F_DUPFD_CLOEXEC, 0);
+        return fd >= 0;
+}
+
 /* One answer. -EAGAIN: it is of another layout than those before. */
 static int list_some(struct gms *g, const char *store, const char *prefix, struct walk *w) {
         Gms__MetaList page = GMS__META_LIST__INIT;
         page.prefix = (char *)prefix;
         page.after = w->after;
         page.store = (char *)store;
-        page.listing = true;
+        page.listing = descriptor_left(g); /* else it goes in frames */
         Gms__Frame request = GMS__FRAME__INIT;
         request.body_case = GMS__FRAME__BODY_META_LIST;
         request.meta_list = &page;

@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "client.h"
@@ -239,4 +240,27 @@ TEST(listing, no_descriptor_left, .files = 200)
         unsigned fds = count_fds(m.gmsd);
         check_list(w, "k", 3000, 10);
         ck_assert_uint_eq(count_fds(m.gmsd), fds);
+}
+
+/* Nor does a client that can take none lose its session over it, or what it holds. */
+TEST(listing, no_descriptor_left_in_the_client)
+{
+        struct rlimit before;
+        ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+        _cleanup_gms_ struct gms *w = writer("w"), *r = NULL;
+        put(w, "k", 3000, 10);
+        ok(gms_seal(w));
+        for (int i = 0; i < 2; i++) {
+                struct rlimit none = { .rlim_cur = 3, .rlim_max = before.rlim_max }; /* the numbers up to 2 are taken */
+                ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &none), 0);
+                check_list(r ? r : w, "k", 3000, 10);
+                ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+                if (!r) {
+                        ok(gms_commit(w, NULL, 0));
+                        r = client("w", GMS_MODE_RO);
+                }
+        }
+        unsigned fds = count_fds(m.gmsd);
+        check_list(r, "k", 3000, 10);
+        ck_assert_uint_eq(count_fds(m.gmsd), fds + 1); /* nobody had one before */
 }
