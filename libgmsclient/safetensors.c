@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "tensor.h"
 #include "wire.h"
 
 #define METADATA "__metadata__"
@@ -105,8 +106,7 @@ static int check_metadata(const struct source *s, size_t index, json_t *metadata
 
 static int parse_shape(const struct source *s, size_t index, json_t *shape, struct safetensors_tensor *t, int64_t *dims,
                        uint64_t *ret_bytes) {
-        uint64_t bits = 1;
-        bool fits = true;
+        uint64_t elements, bits;
         if (!json_is_array(shape) || json_array_size(shape) > GMS_RANK_MAX)
                 return refuse_key(s, index, "tensor '%s': its shape is no list of at most %d sizes", t->name, GMS_RANK_MAX);
         t->shape = dims;
@@ -116,10 +116,10 @@ static int parse_shape(const struct source *s, size_t index, json_t *shape, stru
                 if (!json_is_integer(size) || json_integer_value(size) < 0)
                         return refuse_key(s, index, "tensor '%s': size %u of its shape is no number of elements", t->name, i);
                 dims[i] = json_integer_value(size);
-                fits = fits && !__builtin_mul_overflow(bits, (uint64_t)dims[i], &bits);
         }
-        if (!fits || __builtin_mul_overflow(bits, gms_dtype_bits(t->dtype), &bits))
+        if (!tensor_shape_fits(dims, t->rank, gms_dtype_bits(t->dtype), &elements))
                 return refuse_key(s, index, "tensor '%s': its shape has more elements than a file can hold", t->name);
+        bits = elements * gms_dtype_bits(t->dtype);
         if (bits % 8 != 0)
                 return refuse_key(s, index, "tensor '%s': %" PRIu64 " bits of %s are no whole bytes", t->name, bits,
                                   gms_dtype_name(t->dtype));

@@ -7,11 +7,7 @@
 
 /* ---- shapes */
 
-/*
- * No product of dimensions overflows, in elements, bytes or bits, whatever is multiplied in which order: a dimension of 0
- * counts as 1, as it does for strides.
- */
-static bool shape_fits(const int64_t *shape, uint32_t rank, uint32_t bits, uint64_t *ret_elements) {
+bool tensor_shape_fits(const int64_t *shape, uint32_t rank, uint32_t bits, uint64_t *ret_elements) {
         int64_t most = bits;
         bool none = false;
         for (uint32_t i = 0; i < rank; i++) {
@@ -67,7 +63,7 @@ const char *tensor_fault(const struct gms_tensor *t, uint64_t *ret_bytes) {
                 if (t->shape[i] < 0 || (t->strides && t->strides[i] < 0))
                         return "a dimension or a stride is negative";
         uint64_t elements, bits;
-        if (!shape_fits(t->shape, t->rank, d->bits, &elements))
+        if (!tensor_shape_fits(t->shape, t->rank, d->bits, &elements))
                 return "its shape is more than can be addressed";
         bool packed = d->bits % 8 != 0;
         if (packed && !is_contiguous(t))

@@ -20,6 +20,11 @@ const char *tensor_fault(const struct gms_tensor *t, uint64_t *ret_bytes);
 /* The same for where it lies: its bytes in its storage, that in an allocation of `size` bytes. For t->bytes as they are. */
 const char *tensor_place_fault(const struct gms_tensor *t, uint64_t size);
 
+/*
+ * Whether no product of dimensions overflows, in elements, bytes or bits, whatever is multiplied in which order: a dimension
+ * of 0 counts as 1, as it does for strides. None may be negative.
+ */
+bool tensor_shape_fits(const int64_t *shape, uint32_t rank, uint32_t bits, uint64_t *ret_elements);
 /* C-contiguous strides of a shape that has no fault. */
 void tensor_contiguous(const int64_t *shape, uint32_t rank, int64_t *ret_strides);
 

@@ -254,6 +254,10 @@ START_TEST(shapes) {
                "more elements");
         refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[9223372036854775807,3,0],\"data_offsets\":[4,4]}}", 4, SECOND,
                "more elements");
+        refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[0,9223372036854775807,3],\"data_offsets\":[4,4]}}", 4, SECOND,
+               "more elements"); /* wherever the 0 stands: no tensor of a store can have it */
+        refuse(FIRST "\"b\":{\"dtype\":\"F32\",\"shape\":[0,1152921504606846976],\"data_offsets\":[4,4]}}", 4, SECOND,
+               "more elements");
         refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[4,5]}}", 5, SECOND,
                "1 bytes apart; its type and shape make 2");
         refuse(FIRST "\"b\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[4,5]}}", 5, SECOND, "shape make 0");
