@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "client.h"
+#include "cuda_driver.h"
 #include "raw.h"
 
 #define KiB (UINT64_C(1) << 10)
@@ -705,20 +706,44 @@ TEST(torch, fence, .needs = NEEDS_FAKE)
         ck_assert_uint_eq(events(), before);
 }
 
-/* A stream that is being captured takes no fence: only who has synchronised can say. */
+/*
+ * A stream that is being captured takes no fence: only who has synchronised can say. What looks at the others' fences
+ * meanwhile does the capture no harm.
+ */
 TEST(torch, captured, .needs = NEEDS_FAKE)
 {
+        const struct cuda_driver *d;
+        CUcontext context;
+        CUstream stream;
+        CUgraph graph;
+        char text[256];
         _cleanup_gms_ struct gms *g = client("w", GMS_MODE_RW);
         _cleanup_pool_ struct gms_pool *p = pool_of(g, 0, 0);
         ok(gms_torch_use(p));
-        uint64_t a = talloc(20 * MiB);
-        fakecuda_fail(m.knobs, "cuEventRecord", CUDA_ERROR_NOT_SUPPORTED, FAKECUDA_ALWAYS);
-        tfree(a);
-        fakecuda_clear(m.knobs);
+        ok(cuda_driver_get(&d, text, sizeof(text)));
+        ck_assert_int_eq(d->cuDevicePrimaryCtxRetain(&context, 0), CUDA_SUCCESS);
+        ck_assert_int_eq(d->cuCtxPushCurrent_v2(context), CUDA_SUCCESS);
+        ck_assert_int_eq(d->cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING), CUDA_SUCCESS);
+        ck_assert_int_eq(d->cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL), CUDA_SUCCESS);
+        uint32_t before = events();
+        uint64_t a = talloc(20 * MiB), x = talloc(20 * MiB);
+        tfree(x);
+        ck_assert_uint_eq(events(), before + 1);
+        gms_torch_free((void *)(uintptr_t)a, 1, 0, stream);
+        ck_assert_uint_eq(events(), before); /* that looked at the other, and left none of its own */
         uint64_t b = talloc(20 * MiB), c = talloc(20 * MiB);
         tfree(b);
         tfree(c);
         ck_assert(b != a && c != a);
+        ck_assert_int_eq(d->cuStreamEndCapture(stream, &graph), CUDA_SUCCESS);
+        ck_assert_int_eq(d->cuGraphDestroy(graph), CUDA_SUCCESS);
+        ck_assert_int_eq(d->cuStreamDestroy_v2(stream), CUDA_SUCCESS);
+
+        b = talloc(20 * MiB);
+        c = talloc(20 * MiB);
+        ck_assert(b != a && c != a); /* of the graph it is a part, though that has ended */
+        tfree(b);
+        tfree(c);
         ok(gms_pool_trim(p));
         ck_assert_uint_eq(stats(p).pieces, 0);
         held("w", 0);
