@@ -187,8 +187,7 @@ static inline uint64_t gap_before(const struct block *b, uint64_t alignment) {
 }
 
 /* The first few of a bin, of which some may have room. */
-static struct block *look(const struct heap *h, unsigned bin, uint64_t bytes, uint64_t alignment) {
-        unsigned looks = LOOKS;
+static inline struct block *look(const struct heap *h, unsigned bin, size_t looks, uint64_t bytes, uint64_t alignment) {
         for (const struct list *l = h->bins[bin].next; l != &h->bins[bin] && looks-- > 0; l = l->next) {
                 struct block *b = list_entry(l, struct block, link);
                 if (b->bytes >= bytes && b->bytes - bytes >= gap_before(b, alignment))
@@ -203,13 +202,20 @@ static inline struct block *find(const struct heap *h, uint64_t bytes, uint64_t 
                 uint64_t enough = bytes + alignment - HEAP_UNIT;
                 unsigned sure = bin_of(enough) + !bin_begins(enough);
                 if (bin < sure) {
-                        struct block *b = look(h, bin, bytes, alignment);
+                        struct block *b = look(h, bin, LOOKS, bytes, alignment);
                         if (b)
                                 return b;
                         bin = bin_filled(h, sure);
                 }
         }
         return bin < HEAP_BINS ? bin_first(h, bin) : NULL;
+}
+
+static struct block *find_any(const struct heap *h, uint64_t bytes, uint64_t alignment) {
+        struct block *b = NULL;
+        for (unsigned bin = bin_of(bytes); !b && (bin = bin_filled(h, bin)) < HEAP_BINS; bin++)
+                b = look(h, bin, SIZE_MAX, bytes, alignment);
+        return b;
 }
 
 /* Two free blocks of one; the second is about to be cut. */
@@ -254,17 +260,27 @@ static inline void use(struct heap *h, struct block *b, uint64_t requested, stru
         ret->address = b->address;
 }
 
-int heap_allocate(struct heap *h, uint64_t bytes, uint64_t alignment, struct heap_piece *ret) {
+static inline __attribute__((__always_inline__)) int
+take(struct heap *h, struct block *(*from)(const struct heap *h, uint64_t bytes, uint64_t alignment), uint64_t bytes,
+     uint64_t alignment, struct heap_piece *ret) {
         alignment = MAX(alignment, HEAP_UNIT);
         if (unlikely(alignment > HEAP_MAX || bytes > HEAP_MAX - alignment))
                 return HEAP_E_FULL;
-        struct block *b = find(h, round_up(bytes), alignment);
+        struct block *b = from(h, round_up(bytes), alignment);
         if (unlikely(!b))
                 return HEAP_E_FULL;
         int r = ensure(h);
         if (r == 0)
                 use(h, cut(h, b, gap_before(b, alignment), round_up(bytes)), bytes, ret);
         return r;
+}
+
+int heap_allocate(struct heap *h, uint64_t bytes, uint64_t alignment, struct heap_piece *ret) {
+        return take(h, find, bytes, alignment, ret);
+}
+
+int heap_search(struct heap *h, uint64_t bytes, uint64_t alignment, struct heap_piece *ret) {
+        return take(h, find_any, bytes, alignment, ret);
 }
 
 int heap_allocate_first(struct heap *h, struct slab *s, uint64_t bytes, struct heap_piece *ret) {

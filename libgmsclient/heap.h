@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 /*
- * A heap: pieces of slabs, found and given back in constant time. A slab is a range of addresses that the owner adds. What
+ * A heap: pieces of slabs, found and given back in constant time, but for heap_search(). A slab is a range of addresses that the owner adds. What
  * is behind them is never touched, as it may be a GPU's memory: all that is known of a slab lies here.
  *
  * A slab is tiled by blocks, used or free, and no two neighbours are free. Free blocks are in bins by size, 32 to each
@@ -18,7 +18,7 @@
 
 enum {
         _HEAP_E_SUCCESS,
-        HEAP_E_FULL,    /* no free block has room for the piece */
+        HEAP_E_FULL,    /* no free block that was tried has room for the piece */
         HEAP_E_UNKNOWN, /* no piece begins at the address */
 };
 
@@ -83,8 +83,13 @@ int heap_add(struct heap *h, uint64_t id, uint64_t slot, uint64_t address, uint6
 /* Forgets a slab of which nothing is used. */
 void heap_remove(struct heap *h, struct slab *s);
 
-/* A piece of `bytes`, 1 at least, at a multiple of `alignment`, a power of two. HEAP_E_FULL, -ENOMEM. */
+/*
+ * A piece of `bytes`, 1 at least, at a multiple of `alignment`, a power of two. Of blocks that are only about as large it
+ * tries a few; then HEAP_E_FULL. -ENOMEM.
+ */
 int heap_allocate(struct heap *h, uint64_t bytes, uint64_t alignment, struct heap_piece *ret);
+/* The same, but tries all of them, which is no longer constant time: for when more cannot be had. */
+int heap_search(struct heap *h, uint64_t bytes, uint64_t alignment, struct heap_piece *ret);
 /* The same from the beginning of a slab of which nothing is used, and which has room for it. -ENOMEM. */
 int heap_allocate_first(struct heap *h, struct slab *s, uint64_t bytes, struct heap_piece *ret);
 /* Gives a piece back. *ret_emptied is its slab if nothing else of that is used, else NULL. HEAP_E_UNKNOWN. */

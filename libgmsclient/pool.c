@@ -30,6 +30,14 @@ static int try(struct gms_pool *p, uint64_t bytes, uint64_t alignment, struct he
         return r == -ENOMEM ? error_errno(r, "allocate from a pool") : r;
 }
 
+/* Short of memory: the latch is held for longer, and nobody has anything better to do. */
+static int try_all(struct gms_pool *p, uint64_t bytes, uint64_t alignment, struct heap_piece *ret) {
+        latch_take(&p->latch);
+        int r = heap_search(&p->heap, bytes, alignment, ret);
+        latch_drop(&p->latch);
+        return r == -ENOMEM ? error_errno(r, "allocate from a pool") : r;
+}
+
 /* How large a slab is taken ahead of demand now. */
 static uint64_t ahead(const struct gms_pool *p) {
         uint64_t bytes = p->expected > p->heap.requested ? p->expected - p->heap.requested : 0;
@@ -226,20 +234,21 @@ static int grow(struct gms_pool *p, uint64_t bytes, uint64_t alignment, uint64_t
                         wait = 0;
                         continue;
                 }
-                if (r != -ENOMEM && r != -ETIMEDOUT)
+                bool sealed = r == -EBUSY;
+                if (r != -ENOMEM && r != -ETIMEDOUT && !sealed)
                         return r;
 
                 struct error_saved why;
                 error_save(&why);
                 look(p, false, SIZE_MAX);
-                int tried = try(p, bytes, alignment, ret);
+                int tried = try_all(p, bytes, alignment, ret);
                 if (tried != HEAP_E_FULL)
                         return tried;
                 bool gave = false; /* then that is waited for, which takes a worker a moment */
                 if (r == -ENOMEM)
                         (void)give_back(p, true, &gave);
                 uint64_t now = conn_now_ms();
-                if (now >= end && !gave) {
+                if (sealed || (now >= end && !gave)) {
                         error_restore(&why);
                         return no_memory(p, r, bytes);
                 }

@@ -300,6 +300,30 @@ TEST(pool, kept_slab_goes_when_short, SMALL)
         held("w", 40 * MiB);
 }
 
+/* Room is found wherever it is before anything is refused: behind many blocks of about the size that have none. */
+TEST(pool, room_among_many, SMALL)
+{
+        _cleanup_gms_ struct gms *hog = client("hog", GMS_MODE_RW), *g = client("w", GMS_MODE_RW);
+        _cleanup_pool_ struct gms_pool *p = pool_of(g, 0, 0);
+        (void)leave(hog, SLAB);
+        ok(gms_set_deadline(g, 0));
+        struct gms_piece a[9], more = GMS_INIT(struct gms_piece);
+        for (unsigned i = 0; i < 9; i++) {
+                a[i] = get(p, 2 * MiB + (i == 0 ? 48 : 16) * KiB);
+                (void)get(p, 1);
+        }
+        (void)get(p, stats(p).largest_free);
+        for (unsigned i = 0; i < 9; i++)
+                put(p, a[i]);
+        fails(-ENOMEM, "in pieces of at most 2146304", gms_pool_allocate(p, 2 * MiB + 56 * KiB, 0, &more));
+        more = get(p, 2 * MiB + 32 * KiB);
+        ck_assert_uint_eq(more.address, a[0].address);
+        put(p, more);
+        ok(gms_seal(g));
+        ck_assert_uint_eq(get(p, 2 * MiB + 32 * KiB).address, a[0].address);
+        fails(-EBUSY, "in pieces of at most 2113536", gms_pool_allocate(p, 2 * MiB + 32 * KiB, 0, &more));
+}
+
 struct want {
         struct gms_pool *p;
         uint64_t bytes;
