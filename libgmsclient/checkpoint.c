@@ -95,7 +95,8 @@ static size_t cut(const struct gms_checkpoint *c, struct checkpoint_unit *units)
                 for (uint64_t at = t->is->begin, end; at < t->is->end; at = end) {
                         end = MIN(at + DIGEST_LEAF, t->is->end);
                         if (!u.tensor || u.tensor->file != t->file || end - u.begin > CHECKPOINT_UNIT) {
-                                u = (struct checkpoint_unit){ .tensor = t, .begin = at };
+                                bool beside = u.tensor && u.tensor->file == t->file;
+                                u = (struct checkpoint_unit){ .tensor = t, .begin = at, .turn = beside ? u.turn + 1 : 0 };
                                 n++;
                         }
                         u.end = end;
@@ -106,6 +107,13 @@ static size_t cut(const struct gms_checkpoint *c, struct checkpoint_unit *units)
         return n;
 }
 
+static int compare_turns(const void *a, const void *b) {
+        const struct checkpoint_unit *x = a, *y = b;
+        if (x->turn != y->turn)
+                return x->turn < y->turn ? -1 : 1;
+        return x->tensor->file != y->tensor->file ? (x->tensor->file < y->tensor->file ? -1 : 1) : 0;
+}
+
 static int cut_units(struct gms_checkpoint *c) {
         c->n_units = cut(c, NULL);
         c->units = calloc(c->n_units + 1, sizeof(*c->units));
@@ -113,6 +121,7 @@ static int cut_units(struct gms_checkpoint *c) {
         if (!c->units || !c->leaves)
                 return error_errno(-ENOMEM, "checkpoint");
         (void)cut(c, c->units);
+        qsort(c->units, c->n_units, sizeof(*c->units), compare_turns);
         return 0;
 }
 

@@ -4,9 +4,10 @@
  * A checkpoint: safetensors files that belong together, and the transfer of their tensors to a store, or their comparison with
  * one. checkpoint.c knows the files, transfer.c the work.
  *
- * The work is cut into units: runs of neighbouring leaves (digest.h) of one file that fit a stage. Threads take them in
- * file order from a counter; nothing else is shared until one fails. Each reads its unit into a stage, hashes the leaves
- * while they are in the processor's cache, queues the copies to the tensors' places and goes on with its other stage.
+ * The work is cut into units: runs of neighbouring leaves (digest.h) of one file that fit a stage. They are dealt: the first
+ * of each file, then the second of each, so that files on several disks are read at once; threads take them by a counter.
+ * Nothing else is shared until one fails. Each reads its unit into a stage, hashes the leaves while they are in the
+ * processor's cache, queues the copies to the tensors' places and goes on with its other stage.
  */
 #include <pthread.h>
 
@@ -39,6 +40,7 @@ struct checkpoint_tensor {
 struct checkpoint_unit {
         const struct checkpoint_tensor *tensor; /* that the first byte belongs to */
         uint64_t begin, end;                    /* in its file */
+        size_t turn;                            /* its number there */
 };
 
 enum checkpoint_purpose { CHECKPOINT_IDLE, CHECKPOINT_LOADS, CHECKPOINT_VERIFIES };

@@ -556,7 +556,7 @@ GMS_PUBLIC int gms_checkpoint_load(struct gms_checkpoint *c, struct gms *g, cons
 GMS_PUBLIC int gms_checkpoint_verify(struct gms_checkpoint *c, struct gms *g);
 
 /*
- * Takes part in the work until none is left, it failed in any thread, or it was cancelled. Holds 16 MiB of page-locked
+ * Takes part in the work until none is left, it failed in any thread, or it was cancelled. Holds 8 MiB of page-locked
  * memory meanwhile.
  * -ECANCELED; -EIO a read failed, or the driver; -EBADMSG a file was cut short meanwhile; -EILSEQ verifying: bytes differ,
  * the text says where first; -ENOMEM; -EINVAL nothing was begun.

@@ -12,7 +12,7 @@
 #include "client.h"
 
 #define LEAF (INT64_C(1) << 20)
-#define UNIT (7 * LEAF) /* seven leaves are what fits 8 MiB wherever it begins */
+#define UNIT (3 * LEAF) /* three leaves are what fits 4 MiB wherever it begins */
 
 /* Every size around those at which something changes. */
 static const struct weight borders[] = {
@@ -28,7 +28,7 @@ static const struct weight borders[] = {
         { "leaf+1", "BOOL", 1, { LEAF + 1 } },
         { "empty.between", "I64", 3, { 1, 0, 5 } },
         { "unit-1", "F8_E4M3", 1, { UNIT - 1 } },
-        { "unit", "BF16", 2, { 7, LEAF / 2 } },
+        { "unit", "BF16", 2, { 3, LEAF / 2 } },
         { "unit+1", "U8", 1, { UNIT + 1 } },
         { "three units", "C64", 1, { (3 * UNIT + 5 * LEAF) / 8 } },
         { "packed", "F6_E2M3", 2, { 3, 4 } },
@@ -296,6 +296,27 @@ TEST(checkpoint, differences)
         ck_assert_int_eq(stat(path, &st), 0);
         (void)snprintf(words, sizeof(words), ", byte %" PRIu64, (uint64_t)st.st_size - 13 - 9 - (3 * UNIT + 5 * LEAF) + at[0]);
         ck_assert_msg(strstr(why, words), "'%s' was expected in: %s", words, why);
+}
+
+/* Files are read side by side, for each may have a disk of its own: the start of one comes before the end of another. */
+TEST(checkpoint, side_by_side)
+{
+        const struct weight two[] = { { "a", "U8", 1, { 3 * UNIT } }, { "b", "U8", 1, { 3 * UNIT } } };
+        const char *paths[] = { strdupa(path_of("1.safetensors")), strdupa(path_of("2.safetensors")) };
+        const char *both = strdupa(path_of("both.safetensors"));
+        const size_t which[] = { 0, 1 };
+        const uint64_t last_and_first[] = { 3 * UNIT - 1, 0 }, same[] = { UNIT, UNIT };
+        weights_write(both, two, 2);
+        for (size_t i = 0; i < 2; i++)
+                weights_write(paths[i], &two[i], 1);
+        tamper("w", both, two, which, last_and_first, 2);
+        for (unsigned threads = 1; threads <= 4; threads++) {
+                ck_assert_int_eq(verify("w", files(paths, 2), threads, NULL), -EILSEQ);
+                ck_assert_msg(strstr(why, "'b' differs at its byte 0:"), "%s", why);
+        }
+        tamper("v", both, two, which, same, 2);
+        ck_assert_int_eq(verify("v", files(paths, 2), 4, NULL), -EILSEQ);
+        ck_assert_msg(strstr(why, "'a' differs"), "%s", why);
 }
 
 TEST(checkpoint, other_tensors)
