@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "handle.h"
+#include "heap.h"
 #include "sized.h"
 
 #define SUFFIX ".safetensors"
@@ -77,6 +78,11 @@ static int list_tensors(struct gms_checkpoint *c) {
                         c->n_leaves += digest_leaves(checkpoint_bytes(t));
                         c->total += checkpoint_bytes(t); /* no more than the files have */
                 }
+                if (c->total > HEAP_MAX) /* a hole in a file makes this; nothing is made for every MiB of it */
+                        return error_set(-EFBIG,
+                                         "%.300s: its tensors and those of the files before it have %" PRIu64
+                                         " bytes, and a store takes %" PRIu64 " at most",
+                                         c->files[i].reader.path, c->total, HEAP_MAX);
         }
         qsort(c->by_name, n, sizeof(*c->by_name), compare_names);
         for (size_t i = 1; i < n; i++)

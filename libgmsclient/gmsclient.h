@@ -534,7 +534,8 @@ struct gms_checkpoint;
  * Opens safetensors files, or one directory: by its *.safetensors.index.json if it has one, else all its *.safetensors.
  * Reads and checks the headers; talks to nobody.
  * -ENOENT and the like: a file cannot be opened; -EBADMSG a file is not what it should be: the text says which, where (byte
- * offset) and why; or the index and the files disagree; -EEXIST the same tensor twice, or several indexes; -ENOMEM.
+ * offset) and why; or the index and the files disagree; -EEXIST the same tensor twice, or several indexes; -EFBIG more than
+ * 2^47 bytes of tensors; -ENOMEM.
  */
 GMS_PUBLIC int gms_checkpoint_open(struct gms_checkpoint **ret_checkpoint, const char *const *paths, size_t n);
 

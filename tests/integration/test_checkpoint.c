@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
@@ -365,6 +366,24 @@ TEST(checkpoint, other_order)
         weights_write(path, &w, 1);
         ck_assert_int_eq(verify("w", file(path), 1, NULL), -EBADMSG);
         ck_assert_msg(strstr(why, "'a' has another order in memory"), "%s", why);
+}
+
+/* More than anything could take, in a hole: said at once, with the file. */
+TEST(checkpoint, hole)
+{
+        static const char header[] = "{\"a\":{\"dtype\":\"U8\",\"shape\":[140737488355329],"
+                                     "\"data_offsets\":[0,140737488355329]}}";
+        const uint8_t prefix[8] = { sizeof(header) - 1 };
+        char path[40];
+        const char *const p = path;
+        struct gms_checkpoint *c = NULL;
+        _cleanup_close_ int fd = memfd_create("hole", MFD_CLOEXEC);
+        (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+        ck_assert_int_eq(pwrite(fd, prefix, sizeof(prefix), 0), sizeof(prefix));
+        ck_assert_int_eq(pwrite(fd, header, sizeof(header) - 1, sizeof(prefix)), sizeof(header) - 1);
+        ck_assert_int_eq(ftruncate(fd, (off_t)(sizeof(prefix) + sizeof(header) - 1 + 140737488355329)), 0);
+        fails(-EFBIG, "have 140737488355329 bytes", gms_checkpoint_open(&c, &p, 1));
+        fails(-EFBIG, path, gms_checkpoint_open(&c, &p, 1));
 }
 
 /* ---- files that change, work that ends early */
