@@ -308,10 +308,15 @@ int allocate_slab(struct gms *g, uint64_t grant, uint64_t bytes, const char *tag
         return r;
 }
 
-int allocate_return(struct gms *g, uint64_t grant, uint64_t id) {
+int allocate_return(struct gms *g, uint64_t grant, uint64_t id, bool *ret_gone) {
         _cleanup_handle_ struct gms *held = NULL;
         int r = enter_grant(g, grant, &held);
-        return r < 0 ? r : free_one(g, id);
+        *ret_gone = false;
+        if (r < 0)
+                return r;
+        r = free_one(g, id);
+        *ret_gone = r == 0 || (handle_is_current(g) && !layout_find_id(&g->known, id));
+        return r;
 }
 
 int allocate_check(struct gms *g, uint64_t grant) {

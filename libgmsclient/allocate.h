@@ -10,7 +10,8 @@
 
 int allocate_slab(struct gms *g, uint64_t grant, uint64_t bytes, const char *tag, uint64_t deadline_ms,
                   struct gms_allocation *ret);
-int allocate_return(struct gms *g, uint64_t grant, uint64_t id);
+/* *ret_gone, always: the layout has it no more. That is so after some failures, too, as when it could not be unmapped. */
+int allocate_return(struct gms *g, uint64_t grant, uint64_t id, bool *ret_gone);
 
 /* No more than whether these may be asked for. */
 int allocate_check(struct gms *g, uint64_t grant);

@@ -98,14 +98,16 @@ static int give_back(struct gms_pool *p, bool all, bool *ret_any) {
                 if (!s)
                         return 0;
 
-                int r = allocate_return(p->gms, p->grant, gone.id);
-                if (r < 0) {
+                bool is_gone;
+                int r = allocate_return(p->gms, p->grant, gone.id, &is_gone);
+                if (!is_gone) {
                         latch_take(&p->latch);
                         (void)heap_add(&p->heap, gone.id, gone.slot, gone.address, gone.bytes, &s);
                         p->lasting = true;
                         latch_drop(&p->latch);
-                        return r;
                 }
+                if (r < 0)
+                        return r;
                 if (ret_any)
                         *ret_any = true;
         }
@@ -188,7 +190,7 @@ static int add(struct gms_pool *p, const struct gms_allocation *a, uint64_t byte
                 r = heap_allocate_first(&p->heap, s, bytes, ret);
         latch_drop(&p->latch);
         if (!s)
-                (void)allocate_return(p->gms, p->grant, a->id);
+                (void)allocate_return(p->gms, p->grant, a->id, &(bool){ false });
         return r < 0 ? error_errno(r, "allocate from a pool") : 0;
 }
 

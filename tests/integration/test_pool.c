@@ -251,6 +251,38 @@ TEST(pool, empty_slabs_go_back)
         held("w", SLAB);
 }
 
+static void fail_to_unmap(int line, void *arg) {
+        (void)line, (void)arg;
+        _cleanup_gms_ struct gms *g = client("w", GMS_MODE_RW);
+        _cleanup_pool_ struct gms_pool *p = pool_of(g, 0, 0);
+        (void)get(p, 1);
+        struct gms_piece a = get(p, 40 * MiB);
+        fakecuda_fail(m.knobs, "cuMemUnmap", CUDA_ERROR_UNKNOWN, 1);
+        put(p, a);
+        fakecuda_clear(m.knobs);
+        ck_assert_uint_eq(stats(p).slabs, 1);
+        a = get(p, 40 * MiB);
+        ck_assert_uint_eq(client_find(g, a.slot).address, a.address);
+        put(p, a); /* others still go back */
+        held("w", SLAB);
+
+        put(p, get(p, SLAB));
+        fakecuda_fail(m.knobs, "cuMemUnmap", CUDA_ERROR_UNKNOWN, 1);
+        fails(-EIO, "stays mapped", gms_pool_trim(p));
+        fakecuda_clear(m.knobs);
+        ok(gms_pool_trim(p));
+        ck_assert_uint_eq(stats(p).slabs, 1);
+}
+
+/* What the layout has no more, the pool does not hand out. The mappings go with the child. */
+TEST(pool, a_slab_that_stays_mapped, .needs = NEEDS_FAKE)
+{
+        struct child c;
+        child_start(&c, fail_to_unmap, NULL);
+        child_end(&c);
+        wait_for(strcmp(state_of("w"), "") == 0);
+}
+
 /* ---- short of memory: the device has 64 MiB, and the bystander a little of it */
 
 /* What a slab of 32 MiB does not fit into any more; the pool has none yet. */
