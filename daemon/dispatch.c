@@ -556,6 +556,11 @@ static struct layout *find_layout(struct session *s, const char *store_name, uin
         return NULL;
 }
 
+/* No id is given twice, and the allocations of a settled layout stay. */
+static uint64_t tell_apart(const struct layout *l) {
+        return l->n_allocations > 0 ? l->allocations[0].id : 0;
+}
+
 static void on_page(struct session *s, const Gms__Frame *f) {
         const Gms__Page *p = f->page;
         if (p->descriptors && *p->store) {
@@ -595,6 +600,7 @@ static void on_page(struct session *s, const Gms__Frame *f) {
         body.allocations = pointers;
         body.total = l->n_allocations;
         body.generation = l->generation;
+        body.layout = tell_apart(l);
         Gms__Frame out = GMS__FRAME__INIT;
         out.body_case = GMS__FRAME__BODY_ALLOCATIONS;
         out.allocations = &body;
@@ -684,6 +690,7 @@ static void meta_page_reply(struct meta_page *p, struct session *s, const struct
         body.entries = p->pointers;
         body.more = more;
         body.generation = l->generation;
+        body.layout = tell_apart(l);
         Gms__Frame f = GMS__FRAME__INIT;
         f.body_case = GMS__FRAME__BODY_METADATA;
         f.metadata = &body;
@@ -753,6 +760,7 @@ static bool reply_listing(struct session *s, struct layout *l, bool more) {
         body.listing = l->listing.size;
         body.more = more;
         body.generation = l->generation;
+        body.layout = tell_apart(l);
         Gms__Frame f = GMS__FRAME__INIT;
         f.body_case = GMS__FRAME__BODY_METADATA;
         f.metadata = &body;

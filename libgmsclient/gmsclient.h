@@ -740,7 +740,7 @@ GMS_PUBLIC int gms_query_stores(struct gms *g, const char *store, struct gms_sto
 GMS_PUBLIC int gms_query_sessions(struct gms *g, struct gms_session **ret, size_t *ret_n);
 /*
  * The resting (published, else sealed) layout of any store, without a lock and without a side effect; what comes in several
- * answers is all of one generation. -ENOENT no such store, or nothing rests there; -EAGAIN it is replaced faster than it can be
+ * answers is all of one layout. -ENOENT no such store, or nothing rests there; -EAGAIN it is replaced faster than it can be
  * read.
  */
 GMS_PUBLIC int gms_query_layout(struct gms *g, const char *store, struct gms_allocation **ret, size_t *ret_n);

@@ -307,7 +307,7 @@ int gms_metadata_delete(struct gms *g, const char *const *keys, size_t n) {
 struct walk {
         struct gather found;
         char after[GMS_KEY_SIZE]; /* the last key */
-        uint64_t generation;
+        uint64_t generation, layout;
         bool started, more;
 };
 
@@ -331,13 +331,15 @@ static int list_some(struct gms *g, const char *store, const char *prefix, struc
         _cleanup_(fdset_freep) struct fdset *fds = NULL;
         size_t before = w->found.n;
         int r = handle_call_fds(g, &request, GMS__FRAME__BODY_METADATA, &reply, &fds);
-        if (r == 0 && w->started && reply->metadata->generation != w->generation)
+        if (r == 0 && w->started &&
+            (reply->metadata->generation != w->generation || reply->metadata->layout != w->layout))
                 r = error_set(-EAGAIN, "the layout of %s was replaced while its metadata was read; try again", store);
         if (r == 0)
                 r = gather_add_listed(&w->found, reply->metadata, fds, prefix, w->after);
         if (r < 0)
                 return r;
         w->generation = reply->metadata->generation;
+        w->layout = reply->metadata->layout;
         w->started = true;
         w->more = reply->metadata->more && w->found.n > before;
         if (w->found.n > before)

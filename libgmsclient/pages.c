@@ -15,7 +15,7 @@ static int page_check(struct pages *p, const Gms__Allocations *page, uint64_t as
                 return broken("not as many as asked for");
         if ((p->fds ? p->fds->n : 0) != (p->descriptors ? page->n_allocations : 0))
                 return broken("not one descriptor for each");
-        if (p->started && (page->total != p->total || page->generation != p->seen))
+        if (p->started && (page->total != p->total || page->generation != p->seen || page->layout != p->layout))
                 return p->store ? error_set(-EAGAIN, "the layout of %s was replaced while it was read; try again", p->store)
                                 : broken("the layout changed under the session");
         for (size_t i = 0; i < page->n_allocations; i++) {
@@ -28,6 +28,7 @@ static int page_check(struct pages *p, const Gms__Allocations *page, uint64_t as
         }
         p->total = page->total;
         p->seen = page->generation;
+        p->layout = page->layout;
         p->started = true;
         return 0;
 }

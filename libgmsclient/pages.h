@@ -20,6 +20,7 @@ struct pages {
 
         uint64_t total; /* allocations in the layout; right after the first pages_next() */
         uint64_t seen;  /* generation of the first page */
+        uint64_t layout; /* of which that was */
         bool started;
         uint64_t last_slot;
         Gms__Frame *frame;
