@@ -16,7 +16,8 @@
 #define SLAB_MAX (2048 * MIB)
 #define SLAB_MAX_EXPECTED (8 * SLAB_MAX)
 #define TURN_NS 10000000 /* between looks at the heap of those who wait for their turn */
-#define WAIT_MS UINT64_C(50) /* the first wait for memory; each is twice the one before */
+#define WAIT_MS UINT64_C(50) /* the first wait for memory; each is twice the one before, up to the last */
+#define WAIT_MAX_MS UINT64_C(400)
 #define LOOKS 8u         /* at pieces in limbo, in passing */
 #define SETTLE_MS 100u   /* a fence that was recorded just now passes a little later, though there is no work */
 #define SETTLE_STEP_NS 20000
@@ -212,8 +213,9 @@ static int no_memory(struct gms_pool *p, int r, uint64_t bytes) {
 
 /*
  * Takes a slab, with the turn: of what is taken ahead, or, short of memory, half of that, and half again, down to what is
- * needed. Only for that one it waits, in growing steps: a request that waits keeps everybody off the handle, and what
- * becomes free meanwhile in the pool would not be seen.
+ * needed. Only for that one it waits, in steps: a request that waits keeps everybody off the handle, and what becomes free
+ * meanwhile in the pool would not be seen. One that fails before its time is not short of the device's memory, but of this
+ * process's: nothing will change that.
  */
 static int grow(struct gms_pool *p, uint64_t bytes, uint64_t alignment, uint64_t began, struct heap_piece *ret) {
         uint64_t end = 0, need, want, wait = 0;
@@ -228,6 +230,7 @@ static int grow(struct gms_pool *p, uint64_t bytes, uint64_t alignment, uint64_t
 
         for (;;) {
                 struct gms_allocation a;
+                uint64_t asked = conn_now_ms();
                 r = allocate_slab(p->gms, p->grant, want, p->tag, wait, &a);
                 if (r == 0)
                         return add(p, &a, bytes, ret);
@@ -236,9 +239,9 @@ static int grow(struct gms_pool *p, uint64_t bytes, uint64_t alignment, uint64_t
                         wait = 0;
                         continue;
                 }
-                bool sealed = r == -EBUSY;
-                if (r != -ENOMEM && r != -ETIMEDOUT && !sealed)
+                if (r != -ENOMEM && r != -ETIMEDOUT && r != -EBUSY)
                         return r;
+                bool is_final = r == -EBUSY || conn_now_ms() - asked < wait / 2;
 
                 struct error_saved why;
                 error_save(&why);
@@ -250,11 +253,11 @@ static int grow(struct gms_pool *p, uint64_t bytes, uint64_t alignment, uint64_t
                 if (r == -ENOMEM)
                         (void)give_back(p, true, &gave);
                 uint64_t now = conn_now_ms();
-                if (sealed || (now >= end && !gave)) {
+                if ((is_final || now >= end) && !gave) {
                         error_restore(&why);
                         return no_memory(p, r, bytes);
                 }
-                wait = gave ? WAIT_MS : MIN(end - now, MAX(2 * wait, WAIT_MS));
+                wait = gave ? WAIT_MS : MIN(end - now, MIN(MAX(2 * wait, WAIT_MS), WAIT_MAX_MS));
         }
 }
 

@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "client.h"
 #include "cuda_driver.h"
@@ -411,6 +413,41 @@ TEST(pool, room_is_made_meanwhile, SMALL)
         ok(gms_free(hog, id));
         want_end(&w[2]);
         ck_assert_uint_eq(stats(p).slabs, 2);
+}
+
+/* However long it has been waited for already. */
+TEST(pool, room_is_made_late, SMALL, .seconds = 30)
+{
+        _cleanup_gms_ struct gms *hog = client("hog", GMS_MODE_RW), *g = client("w", GMS_MODE_RW);
+        _cleanup_pool_ struct gms_pool *p = pool_of(g, 0, 0);
+        (void)leave(hog, SLAB);
+        struct gms_piece a = get(p, 31 * MiB);
+        struct want w;
+        ok(gms_set_deadline(g, GMS_FOREVER));
+        want_start(&w, p, 20 * MiB);
+        (void)usleep(4000000);
+        uint64_t before = now_ms();
+        put(p, a);
+        want_end(&w);
+        ck_assert_uint_lt(now_ms(), before + 1000);
+}
+
+/* What this process lacks is not waited for. */
+TEST(pool, no_addresses, .needs = NEEDS_HOST)
+{
+        _cleanup_gms_ struct gms *g = client("w", GMS_MODE_RW);
+        _cleanup_pool_ struct gms_pool *p = pool_of(g, 0, 0);
+        struct gms_piece a = GMS_INIT(struct gms_piece);
+        struct rlimit before, none;
+        ok(gms_set_deadline(g, 3000));
+        must(getrlimit(RLIMIT_AS, &before) == 0, "no limit");
+        none = (struct rlimit){ .rlim_cur = 1, .rlim_max = before.rlim_max };
+        uint64_t began = now_ms();
+        must(setrlimit(RLIMIT_AS, &none) == 0, "no limit");
+        int r = gms_pool_allocate(p, 200 * MiB, 0, &a);
+        must(setrlimit(RLIMIT_AS, &before) == 0, "no limit");
+        ck_assert_int_eq(r, -ENOMEM);
+        ck_assert_uint_lt(now_ms(), began + 1000);
 }
 
 /* Those who need a slab at the same moment share one. */
