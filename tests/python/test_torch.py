@@ -11,6 +11,8 @@ import weakref
 
 from support import Case, Child, Daemon, gms, in_child, needs_torch, torch, write_safetensors
 
+from gms._library import lib
+
 if torch is not None:
     from torch import nn
 
@@ -221,6 +223,24 @@ class Publish(Case):
         self.assertEqual(pool.stats().pieces, 0)
         pool.publish({"x": torch.ones(5)})
         self.assertEqual(gms.attach(self.store).tensors()["x"].sum().item(), 5)
+
+    def test_nothing_is_left_of_a_failure(self):
+        """Neither names of what was to be published, nor slabs of its size."""
+        pool = gms.pool(self.store)
+        self.assert_errno(errno.ENOMEM, "", pool.publish, {"a": torch.zeros(1 << 20), "b": torch.zeros(1 << 28)})
+        many = {f"{i:03}" + 200 * "x": torch.zeros(1) for i in range(600)}  # more than a round trip
+        self.assert_errno(errno.EINVAL, "identity", pool.publish, many, "bad\nidentity")
+        self.assert_errno(errno.EINVAL, "name", pool.publish, {"first": torch.zeros(1), "bad\nname": torch.zeros(1)})
+        session = pool.publish({"x": torch.ones(3)}, "good")
+        self.assertEqual({n: t.tolist() for n, t in session.tensors().items()}, {"x": [1, 1, 1]})
+        self.assertLess(session.state().bytes, 1 << 16)
+
+    def test_a_failure_that_cannot_be_undone_closes(self):
+        pool = gms.pool(self.store)
+        with unittest.mock.patch.object(lib, "gms_metadata_delete", return_value=-errno.EIO):
+            self.assert_errno(errno.EINVAL, "identity", pool.publish, {"x": torch.ones(3)}, "bad\nidentity")
+        self.assert_errno(errno.EBADF, "closed", pool.publish, {"x": torch.ones(3)})
+        gms.pool(self.store, deadline=0).close()
 
     def test_a_thread_that_ends_lets_go(self):
         def forget():

@@ -19,6 +19,7 @@ MODES = {"none": 0, "ro": 1, "update": 2, "rw": 3, "rw_or_ro": 4, "adopt": 5}
 MODE_NAMES = {number: name for name, number in MODES.items()}
 EVENTS = {1: "lock_wanted", 2: "published", 3: "revoked", 4: "resumed", 5: "closed"}
 PARAMETER, BUFFER = 1, 2
+TENSOR_PREFIX = b"tensor/"
 COMMIT_LEAVE = 1
 
 
@@ -106,6 +107,7 @@ _PROTOTYPES = {
     "gms_remap_all": (c_int, [_G, POINTER(c_int)]),
     "gms_refresh": (c_int, [_G, POINTER(c_int)]),
     "gms_commit": (c_int, [_G, c_char_p, c_uint32]),
+    "gms_metadata_delete": (c_int, [_G, POINTER(c_char_p), c_size_t]),
     "gms_state": (c_int, [_G, POINTER(State)]),
     "gms_get_fd": (c_int, [_G]),
     "gms_dispatch": (c_int, [_G, POINTER(Event)]),

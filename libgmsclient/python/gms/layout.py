@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import bisect
-from ctypes import byref, c_int64, c_size_t, c_void_p
+from ctypes import byref, c_char_p, c_int64, c_size_t, c_void_p
 from typing import Mapping
 
 import torch
 
-from ._library import BUFFER, PARAMETER, Allocation, Piece, Tensor, check, lib
+from ._library import BUFFER, PARAMETER, TENSOR_PREFIX, Allocation, Piece, Tensor, check, lib
 from ._memory import ALIGNMENT, extent, flat, private_copies
-from .tensors import gms_dtype, gms_shape, raw
+from .tensors import gms_dtype, gms_shape, raw, rows
 
 
 class Entry:
@@ -54,6 +54,7 @@ class Layout:
         else:
             self.entries = [Entry(n, t, PARAMETER) for n, t in what.items()]
         self.pieces: list[int] = []  # addresses of what was copied to
+        self._put = False  # entries were, or some of them
         self.storages: dict[int, list[Entry]] = {}
         for entry in self.entries:
             self.storages.setdefault(entry.storage.data_ptr(), []).append(entry)
@@ -106,14 +107,19 @@ class Layout:
             e.slot, e.offset = piece.slot, piece.offset + e.start - start
             e.storage_offset, e.storage_bytes = piece.offset, end - start
 
-    def give_back(self, pool: c_void_p) -> None:
-        """After a failure: what place() took."""
+    def give_back(self, g: int, pool: c_void_p) -> None:
+        """After a failure: the entries that put() made, and what place() took."""
+        if self._put:
+            with rows(g) as found:
+                keys = [TENSOR_PREFIX + row.name for row in found]
+                check(lib.gms_metadata_delete(g, (c_char_p * len(keys))(*keys), len(keys)))
         for address in self.pieces:
             lib.gms_pool_free(pool, address)
 
     def put(self, g: int) -> None:
-        rows = [e.row() for e in self.entries]
-        check(lib.gms_tensors_put(g, (Tensor * len(rows))(*rows), len(rows)))
+        entries = [e.row() for e in self.entries]
+        self._put = True
+        check(lib.gms_tensors_put(g, (Tensor * len(entries))(*entries), len(entries)))
 
     def settle(self) -> None:
         """After publishing: a module's tensors in place are read-only. No gradients for them, and buffers are its own again."""

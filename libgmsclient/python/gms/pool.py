@@ -113,13 +113,15 @@ class Pool:
         published in place get requires_grad False, and buffers published in place are replaced by private copies.
 
         TypeError: what cannot be published, by name (a meta tensor, a sparse one, a type that safetensors has not).
-        errno.ENOMEM: no room for what has to be copied. After either the pool can still publish something else.
+        errno.ENOMEM: no room for what has to be copied. errno.EINVAL: no such identity or name can be. After any of these the
+        pool can still publish something else; where gmsd does not let it go back, it is closed.
         errno.EBADF: it has published or is closed.
         """
         from .layout import Layout
         handle = self._live()
         layout = Layout(what)
         self._stop()
+        ours = self._pool is None
         pool = self._open(layout.bytes)
         try:
             layout.place(handle.g, pool)
@@ -129,7 +131,7 @@ class Pool:
             layout.put(handle.g)
             check(lib.gms_commit(handle.g, text(identity), 0))
         except BaseException:
-            layout.give_back(pool)
+            self._give_back(layout, ours)
             raise
         layout.settle()
         session = Session(handle, self._device)
@@ -175,6 +177,23 @@ class Pool:
             self._close_pool = weakref.finalize(self, lib.gms_pool_close, made)
             self._close_pool.atexit = False
         return self._pool
+
+    def _give_back(self, layout: Layout, ours: bool) -> None:
+        """After a failure of publish(): nothing of it is left for the next one, nor, if it was `ours`, a pool of its size."""
+        pool = self._pool
+        assert self._handle is not None and pool is not None and self._close_pool is not None
+        try:
+            synchronize(self._device)  # it copies to the pieces
+            layout.give_back(self._handle.g, pool)
+            if ours:
+                check(lib.gms_pool_trim(pool))
+                self._close_pool()
+                self._pool = None
+        except Error:  # what failed first is worth more
+            self.close()
+        except BaseException:
+            self.close()
+            raise
 
     def _route(self, pool: c_void_p, stack: contextlib.ExitStack) -> None:
         """Sends what this thread's torch allocates on the GPU to the pool, until the stack is unwound."""
