@@ -318,7 +318,8 @@ GMS_PUBLIC void gms_metadata_free(struct gms_metadata_list *list);
  * pool takes large ones (slabs) from the handle and hands out pieces of them. Slabs grow with the pool, from 32 MiB to an
  * eighth of what it has, so that a small one wastes little and a large one has few; what is larger than that gets one of its
  * own, of just its size. When the device is short of memory smaller slabs are tried before -ENOMEM. Allocating and freeing
- * are O(1), and any thread may do both; only who needs another slab waits. What a piece is, metadata says: (slot, offset).
+ * are O(1), and any thread may do both; only who needs another slab waits, and who empties one that is not kept, for the round
+ * trip that gives it back. What a piece is, metadata says: (slot, offset).
  */
 struct gms_pool;
 
@@ -350,7 +351,9 @@ GMS_PUBLIC int gms_pool_open(struct gms_pool **ret_pool, struct gms *g, const st
 
 /*
  * Forgets the pool, when nobody is inside of a call on it. Its slabs stay what they are: allocations of the layout. What
- * gms_torch_alloc() handed out keeps the handle open until it is freed, as the pool did. NULL is allowed.
+ * gms_torch_alloc() handed out keeps the handle open until it is freed, as the pool did. Waits for the work on what was freed
+ * by gms_torch_free(); where that cannot be known, as what was freed during a capture was not trimmed since, the memory stays
+ * mapped until the process ends, also when the handle is closed. NULL is allowed.
  */
 GMS_PUBLIC void gms_pool_close(struct gms_pool *p);
 
@@ -406,8 +409,8 @@ GMS_PUBLIC int gms_torch_clear(struct gms_pool *p); /* -ENOENT it is not in use.
 /* `device` is the ordinal in this process, `stream` a CUstream. NULL: no pool is in use for it, or no memory; with a text. */
 GMS_PUBLIC void *gms_torch_alloc(ptrdiff_t bytes, int device, void *stream);
 /*
- * In whichever pool it is, in use, closed or not. Once, and only what gms_torch_alloc() returned. The last piece of a pool and
- * a handle that are closed waits for the work on what was freed: their memory is unmapped then.
+ * In whichever pool it is, in use, closed or not. Once, and only what gms_torch_alloc() returned. The last piece of a
+ * pool that is closed waits for the work on what was freed, as gms_pool_close() does.
  */
 GMS_PUBLIC void gms_torch_free(void *address, ptrdiff_t bytes, int device, void *stream);
 

@@ -166,16 +166,20 @@ int gms_open(struct gms **ret_handle, const char *socket, const char *store) {
         return 0;
 }
 
+/* What is mapped, and the device's context, stay as they are: the bookkeeping alone goes. */
+static void handle_leave_memory(struct gms *g) {
+        space_done(&g->space, NULL);
+        free(steal_ptr(&g->vmm));
+}
+
 /*
  * In a forked child: what is the child's own goes, and nothing is said to the daemon. Host mappings were copied by fork()
  * and are taken down. CUDA's were not, and its driver must not be called in a child of a process that has initialised it:
  * only the memory of the struct goes, which begins with its vmm whatever the kind.
  */
 static void handle_abandon(struct gms *g) {
-        if (g->vmm && strcmp(g->vmm->device.uuid, "host") != 0) {
-                space_done(&g->space, NULL);
-                free(steal_ptr(&g->vmm));
-        }
+        if (g->vmm && strcmp(g->vmm->device.uuid, "host") != 0)
+                handle_leave_memory(g);
         handle_free(g);
 }
 
@@ -185,7 +189,9 @@ static void handle_close(struct gms *g) {
                 return;
         }
         /* First the memory, then the lock: whoever is granted next finds the room. */
-        if (g->vmm)
+        if (__atomic_load_n(&g->keeps_mappings, __ATOMIC_RELAXED))
+                handle_leave_memory(g);
+        else if (g->vmm)
                 (void)mappings_unmap(g->vmm, g->known.at, g->known.n);
         conn_close(&g->conn);
         (void)pthread_mutex_destroy(&g->mutex);

@@ -48,6 +48,7 @@ struct gms {
 
         /* stays over disconnecting */
         struct vmm *vmm; /* opened by the first session that holds a lock */
+        bool keeps_mappings; /* atomic */
         struct space space;
         struct layout known;
 };
@@ -63,6 +64,11 @@ void handle_leave(struct gms **held);
  */
 struct gms *handle_ref(struct gms *g);
 struct gms *handle_unref(struct gms *g);
+
+/* For when nobody can say whether a GPU still works on them: closing the handle leaves its mappings to the process. */
+static inline void handle_keep_mappings(struct gms *g) {
+        __atomic_store_n(&g->keeps_mappings, true, __ATOMIC_RELAXED);
+}
 
 /* Enters, and demands a session: -ENOTCONN. */
 int handle_enter_session(struct gms *g, struct gms **ret_held);

@@ -3,7 +3,7 @@
 /*
  * Limbo: pieces that were freed while work on them may be under way on a GPU. Unmapping does not wait for that work, and
  * giving the memory to others would let it write there: so each stays here until the fence that its stream got then has
- * passed. Fences are looked at; they are waited for only where the memory itself goes.
+ * passed. Fences are looked at; they are waited for only at the end, as the memory itself may go then.
  *
  * Thread-safe. It knows addresses; what a piece is, its pool knows.
  */
@@ -28,7 +28,7 @@ void limbo_init(struct limbo *l);
 /* `v` NULL: frees the bookkeeping alone. */
 void limbo_done(struct limbo *l, struct vmm *v);
 
-/* Waits for all fences, before the memory is unmapped. False when there are pieces without one. */
+/* Waits for all fences. False when there are pieces without one. */
 bool limbo_wait(struct limbo *l, struct vmm *v);
 
 bool limbo_is_empty(struct limbo *l);

@@ -294,19 +294,18 @@ static void pool_freep(struct gms_pool **pool) {
         struct gms_pool *p = *pool;
         if (!p)
                 return;
-        bool here = p->here && *p->here, quiet = true;
+        bool here = p->here && *p->here;
         if (here)
                 torch_forget(p);
-        if (here && p->gms && __atomic_load_n(&p->gms->refs, __ATOMIC_ACQUIRE) == 1)
-                quiet = limbo_wait(&p->limbo, p->vmm); /* the mappings go with it */
+        if (here && !limbo_wait(&p->limbo, p->vmm)) /* for soon the mappings may go, and nobody will know of the fences */
+                handle_keep_mappings(p->gms);
         limbo_done(&p->limbo, here ? p->vmm : NULL);
         heap_done(&p->heap);
         if (here)
                 (void)pthread_mutex_destroy(&p->turn);
         if (p->here)
                 (void)munmap((void *)p->here, sizeof(*p->here));
-        if (quiet) /* else they stay for ever: nobody can say when the work on them is done */
-                (void)handle_unref(p->gms);
+        (void)handle_unref(p->gms);
         free(p);
 }
 

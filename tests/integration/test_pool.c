@@ -791,11 +791,12 @@ TEST(torch, fence, .needs = NEEDS_FAKE)
         held("w", 0);
         ck_assert_uint_eq(events(), before);
 
-        /* What never passed goes with the pool. */
-        fakecuda_fail(m.knobs, "cuEventQuery", CUDA_ERROR_NOT_READY, FAKECUDA_ALWAYS);
+        /* The handle is closed next: what is still worked on must not be unmapped then. */
+        fakecuda_fail(m.knobs, "cuEventQuery", CUDA_ERROR_NOT_READY, 20);
+        uint32_t looks = fakecuda_calls(m.knobs, "cuEventQuery");
         tfree(talloc(20 * MiB));
         gms_pool_close(p);
-        fakecuda_clear(m.knobs);
+        ck_assert_uint_gt(fakecuda_calls(m.knobs, "cuEventQuery"), looks + 20);
         ck_assert_uint_eq(events(), before);
 }
 
@@ -840,6 +841,33 @@ TEST(torch, captured, .needs = NEEDS_FAKE)
         ok(gms_pool_trim(p));
         ck_assert_uint_eq(stats(p).pieces, 0);
         held("w", 0);
+}
+
+static void close_untrimmed(int line, void *arg) {
+        (void)arg;
+        struct gms *g = client("w", GMS_MODE_RW);
+        struct gms_pool *p = pool_of(g, 0, 0);
+        ok(gms_torch_use(p));
+        uint64_t a = talloc(20 * MiB);
+        fakecuda_fail(m.knobs, "cuEventRecord", CUDA_ERROR_NOT_SUPPORTED, 1);
+        tfree(a);
+        uint32_t before = fakecuda_calls(m.knobs, "cuMemUnmap");
+        gms_pool_close(p);
+        gms_close(g);
+        ck_assert_uint_eq(fakecuda_calls(m.knobs, "cuMemUnmap"), before);
+        memset((void *)(uintptr_t)a, 7, 20 * MiB);
+        say(line, 'c');
+        park();
+}
+
+/* Nobody has said that the work on it is done: it stays mapped, but the lock goes. */
+TEST(torch, closed_untrimmed, .needs = NEEDS_FAKE)
+{
+        struct child c;
+        child_start(&c, close_untrimmed, NULL);
+        child_wait(&c, 'c');
+        wait_for(strcmp(state_of("w"), "") == 0);
+        child_kill(&c, 9);
 }
 
 /* Before more is taken, what has become free is looked for. */
