@@ -105,6 +105,14 @@ class Tensors(Case):
         self.assertEqual(infos["base"].storage, infos["every_other"].storage)
         self.assertLess(infos["alone"].storage[1], 100)  # what is not named is not copied
 
+    def test_empty_views(self):
+        """They need no memory, and have no place beside what does."""
+        x = torch.arange(1000.0)
+        there = {"x": x, "first": x[:0], "last": x[1000:].view(0, 3), "none": torch.empty(2, 0)}
+        gms.publish(there, self.store).close()
+        here = gms.attach(self.store).tensors()
+        self.assertEqual([n for n, t in there.items() if not same(here[n], t)], [])
+
     def test_tied(self):
         weight = torch.randn(3, 3)
         gms.publish({"a": weight, "b": weight, "c": weight.clone(), "d": weight.t()}, self.store).close()
@@ -372,6 +380,25 @@ class Into(Case):
         with self.assertRaisesRegex(ValueError, "embed.weight is") as caught:
             session.into(module, strict=False)
         self.assertNotIn("missing", str(caught.exception))
+
+    def test_empty_buffers(self):
+        """In a file they lie where another one begins."""
+        class Module(nn.Module):
+            def __init__(self, fill):
+                super().__init__()
+                x = torch.full((100,), fill)
+                for name, tensor in [("a", torch.empty(0)), ("b", x), ("c", x[:0]), ("d", torch.empty(0, 3))]:
+                    self.register_buffer(name, tensor)
+        gms.publish(Module(7.0), self.store).close()
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as f:
+            data = b"\0\0\0\x41" * 100  # 8.0
+            write_safetensors(f.name, {"a": ("F32", [0], b""), "b": ("F32", [100], data), "c": ("F32", [0], b""),
+                                       "d": ("F32", [0, 3], b"")})
+            gms.load(self.store + "2", f.name)
+        for store, fill in [(self.store, 7.0), (self.store + "2", 8.0)]:
+            with gms.attach(store) as session:
+                here, there = session.into(Module(0.0)), Module(fill)
+                self.assertEqual([n for n, t in here.named_buffers() if not same(t, getattr(there, n))], [])
 
     def test_a_part(self):
         gms.publish({f"model.{n}": t for n, t in self.there.state_dict().items() if "norm" not in n}, self.store).close()

@@ -28,7 +28,8 @@ class Entry:
         self.original = tensor
         self.tensor = tensor.detach().resolve_conj().resolve_neg()
         self.storage = self.tensor.untyped_storage()
-        if self.tensor.numel() and not self.storage.data_ptr():
+        self.base = self.storage.data_ptr() if self.tensor.numel() else 0
+        if self.tensor.numel() and not self.base:
             raise TypeError(f"{name} has no memory of its own: it is a {type(tensor).__name__}")
         self.start, self.end = extent(self.tensor)
         self.in_place = False
@@ -55,9 +56,9 @@ class Layout:
             self.entries = [Entry(n, t, PARAMETER) for n, t in what.items()]
         self.pieces: list[int] = []  # addresses of what was copied to
         self._put = False  # entries were, or some of them
-        self.storages: dict[int, list[Entry]] = {}
+        self.storages: dict[int, list[Entry]] = {}  # by address; 0: of all that is empty
         for entry in self.entries:
-            self.storages.setdefault(entry.storage.data_ptr(), []).append(entry)
+            self.storages.setdefault(entry.base, []).append(entry)
         self._bases = sorted(self.storages)
 
     def has(self, address: int, size: int) -> bool:
@@ -67,7 +68,7 @@ class Layout:
 
     def _range(self, shared: list[Entry]) -> tuple[int, int]:
         """The part of a storage that is named, from an aligned address on, as in the storage."""
-        base = shared[0].storage.data_ptr()
+        base = shared[0].base
         start = base + (min(e.start for e in shared) - base) // ALIGNMENT * ALIGNMENT
         return start, max(max(e.end for e in shared), start + 1)
 
