@@ -81,6 +81,16 @@ class Attach(Model):
         with self.assertRaisesRegex(ValueError, "no such mode to attach in: 'rw'"):
             gms.attach(self.store, mode="rw")
         self.assert_errno(errno.EINVAL, "", gms.attach, "no store")
+        for options in [{"identity": "id\0other"}, {"label": "a\0b"}, {"socket": "a\0b"}]:
+            with self.assertRaisesRegex(ValueError, "NUL"):
+                gms.attach(self.store, deadline=0, **options)
+        with self.assertRaisesRegex(ValueError, "NUL"):
+            gms.attach(self.store + "\0c", deadline=0)
+        with self.assertRaisesRegex(ValueError, "NUL"):
+            gms.load(self.store, self.file + "\0c")
+        self.load()
+        for deadline in (float("inf"), 1e300, -1):
+            gms.attach(self.store, deadline=deadline).close()
 
     def test_closed(self):
         self.load()

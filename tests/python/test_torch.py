@@ -82,6 +82,13 @@ class Tensors(Case):
                 gms.publish({name: tensor}, self.store)
         self.assert_errno(errno.EBUSY, "", gms.attach, self.store, deadline=0)
 
+    def test_names_that_are_not(self):
+        with self.assertRaisesRegex(ValueError, "NUL"):
+            gms.publish({"a\0x": torch.zeros(2), "a\0y": torch.zeros(2)}, self.store)
+        with self.assertRaisesRegex(ValueError, "NUL"):
+            gms.publish({"a": torch.zeros(2)}, self.store, "id\0x")
+        self.assert_errno(errno.EBUSY, "", gms.attach, self.store, deadline=0)
+
     def test_type_that_torch_has_not(self):
         with tempfile.NamedTemporaryFile(suffix=".safetensors") as f:
             write_safetensors(f.name, {"six": ("F6_E2M3", [4], b"abc"), "other": ("U8", [3], b"abc")})

@@ -7,6 +7,7 @@ The library is $GMS_LIBRARY; else that of the tree or prefix which this file lie
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import pathlib
 from ctypes import (CFUNCTYPE, POINTER, c_char, c_char_p, c_int, c_int64, c_size_t, c_ssize_t, c_uint8, c_uint32, c_uint64,
@@ -170,12 +171,19 @@ def check(result: int) -> int:
 
 
 def text(value: str | None) -> bytes | None:
-    return None if value is None else value.encode()
+    return None if value is None else terminated(value.encode())
+
+
+def terminated(data: bytes) -> bytes:
+    """As C wants it: what has a NUL inside would be cut there."""
+    if b"\0" in data:
+        raise ValueError(f"{data!r} has a NUL character, which no text here can have")
+    return data
 
 
 def milliseconds(deadline: float | None) -> int:
     """A deadline in seconds, None for ever, as the library wants it."""
-    return FOREVER if deadline is None else max(0, min(round(deadline * 1000), FOREVER - 1))
+    return FOREVER if deadline is None or deadline == math.inf else max(0, min(round(deadline * 1000), FOREVER - 1))
 
 
 # ---- DLPack capsules. Those made here never leave the function that makes them, so they need no destructor.

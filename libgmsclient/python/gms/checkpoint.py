@@ -12,7 +12,7 @@ from typing import Callable, Iterator, NamedTuple, Sequence, Union
 
 from . import _library
 from ._handle import Handle
-from ._library import COMMIT_LEAVE, Error, check, lib, text
+from ._library import COMMIT_LEAVE, Error, check, lib, terminated, text
 
 Paths = Union[str, "os.PathLike[str]", Sequence[Union[str, "os.PathLike[str]"]]]
 
@@ -76,7 +76,7 @@ def verify(store: str, paths: Paths, *, deadline: float | None = None, threads: 
 
 @contextlib.contextmanager
 def _opened(paths: Paths) -> Iterator[c_void_p]:
-    names = [os.fsencode(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+    names = [terminated(os.fsencode(p)) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     made = c_void_p()
     check(lib.gms_checkpoint_open(byref(made), (c_char_p * len(names))(*names), len(names)))
     try:

@@ -8,7 +8,7 @@ from typing import Mapping
 
 import torch
 
-from ._library import BUFFER, PARAMETER, TENSOR_PREFIX, Allocation, Piece, Tensor, check, lib
+from ._library import BUFFER, PARAMETER, TENSOR_PREFIX, Allocation, Piece, Tensor, check, lib, text
 from ._memory import ALIGNMENT, extent, flat, private_copies
 from .tensors import gms_dtype, gms_shape, raw, rows
 
@@ -24,7 +24,7 @@ class Entry:
         dtype = gms_dtype(tensor.dtype)
         if dtype is None:
             raise TypeError(f"{name} is of {tensor.dtype}, for which safetensors has no type")
-        self.name, self.kind, self.dtype = name, kind, dtype
+        self.name, self.kind, self.dtype = text(name), kind, dtype
         self.original = tensor
         self.tensor = tensor.detach().resolve_conj().resolve_neg()
         self.storage = self.tensor.untyped_storage()
@@ -39,13 +39,13 @@ class Entry:
         shape, rank = gms_shape(self.dtype, tuple(self.tensor.shape)), self.tensor.dim()
         # Torch's strides of what is contiguous may be anything where there is but one element; and pairs have none.
         strides = None if self.tensor.is_contiguous() else (c_int64 * rank)(*self.tensor.stride())
-        return Tensor(dtype=self.dtype, kind=self.kind, rank=rank, name=self.name.encode(), shape=(c_int64 * rank)(*shape),
+        return Tensor(dtype=self.dtype, kind=self.kind, rank=rank, name=self.name, shape=(c_int64 * rank)(*shape),
                       strides=strides, slot=self.slot, offset=self.offset, storage_offset=self.storage_offset,
                       storage_bytes=self.storage_bytes)
 
 
 class Layout:
-    """What is to be published, of a module or a dict. TypeError: what cannot be, by its name."""
+    """What is to be published, of a module or a dict. TypeError: what cannot be, by its name. ValueError: a name cannot be."""
 
     def __init__(self, what: torch.nn.Module | Mapping[str, torch.Tensor]) -> None:
         self.module = what if isinstance(what, torch.nn.Module) else None

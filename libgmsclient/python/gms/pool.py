@@ -113,6 +113,7 @@ class Pool:
         published in place get requires_grad False, and buffers published in place are replaced by private copies.
 
         TypeError: what cannot be published, by name (a meta tensor, a sparse one, a type that safetensors has not).
+        ValueError: a NUL character in a name or the identity.
         errno.ENOMEM: no room for what has to be copied. errno.EINVAL: no such identity or name can be. After any of these the
         pool can still publish something else; where gmsd does not let it go back, it is closed.
         errno.EBADF: it has published or is closed.
