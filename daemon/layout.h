@@ -11,7 +11,7 @@
 
 #define LAYOUT_HASH_SIZE 16
 #define LAYOUT_ALLOCATIONS_MAX (1u << 20)
-#define LAYOUT_METADATA_MAX (1u << 16)          /* entries */
+#define LAYOUT_METADATA_MAX (1u << 18)          /* entries: models of 150,000 tensors are there (2026) */
 #define LAYOUT_METADATA_BYTES_MAX (64u << 20)   /* keys and values */
 
 struct allocation {
