@@ -124,9 +124,11 @@ int ctl_check_store(const char *store) {
         return ctl_usage("'%s' is no store; a store is DEVICE/NAME, such as host/weights or cuda:0/weights", store);
 }
 
+/* Comes again every second: what is about to wait, or whose wait has just ended by itself, would miss it once. */
 static void on_signal(int signal_number) {
         (void)signal_number;
         ctl_interrupted = 1;
+        (void)alarm(1);
 }
 
 void ctl_catch_signals(void) {
@@ -134,6 +136,7 @@ void ctl_catch_signals(void) {
         struct sigaction action = { .sa_handler = on_signal }, old;
         (void)sigaction(SIGINT, &action, NULL);
         (void)sigaction(SIGTERM, &action, NULL);
+        (void)sigaction(SIGALRM, &action, NULL);
         if (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN) /* nohup stays in force */
                 (void)sigaction(SIGHUP, &action, NULL);
 }

@@ -10,6 +10,7 @@ static int verify(struct weights *w, const struct ctl *ctl) {
         _cleanup_gms_ struct gms *g = NULL;
 
         int r = weights_open(w, ctl);
+        ctl_catch_signals(); /* reading headers ends by them as they come */
         if (r >= 0)
                 r = ctl_connect(ctl, GMS_MODE_RO, 0, &g);
         if (r >= 0)
@@ -23,7 +24,6 @@ static int run(const struct ctl *ctl) {
         _cleanup_(weights_done) struct weights w = { 0 };
         const struct gms_checkpoint_progress *p = &w.totals;
 
-        ctl_catch_signals();
         int r = verify(&w, ctl);
         if (r < 0)
                 return ctl_fail("%s", ctl_interrupted ? "interrupted" : ctl_why(r));

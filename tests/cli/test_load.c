@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "../weights/weights.h"
 #include "run.h"
@@ -190,6 +191,30 @@ START_TEST(load_interrupted) {
 }
 END_TEST
 
+/* Who waits for the lock goes soon, even when the signal falls between two looks at the deadline, which are 500 ms apart. */
+START_TEST(load_interrupted_waiting) {
+        const char *store = "host/weights";
+        load_model(store);
+        struct gms *reader = run_connect(store, GMS_MODE_RO, "reader");
+        for (useconds_t at = 480; at <= 505; at += 5) {
+                const char *args[] = { "load", store, run_path("m.safetensors"), "--wait", "50", NULL };
+                struct spawn s = { .args = args, .out_fd = -1, .err_fd = -1 };
+                struct timespec before, after;
+                spawn_start(&s);
+                for (unsigned waited = 0; waited < 5000 && run_store(store).waiters == 0; waited++)
+                        (void)usleep(1000);
+                (void)usleep(at * 1000);
+                (void)clock_gettime(CLOCK_MONOTONIC, &before);
+                ck_assert_int_eq(kill(s.pid, SIGINT), 0);
+                _cleanup_outcome_ struct outcome o = spawn_end(&s);
+                (void)clock_gettime(CLOCK_MONOTONIC, &after);
+                check_stays(&o, store, "interrupted");
+                ck_assert_int_le(after.tv_sec - before.tv_sec, 5);
+        }
+        gms_close(reader);
+}
+END_TEST
+
 /* A writer that is killed leaves no more behind than one that was asked to stop. */
 START_TEST(load_killed) {
         const char *store = store_of(_i);
@@ -255,6 +280,7 @@ TCase *load_cases(void) {
         tcase_add_test(t, verify_differs);
         tcase_add_test(t, load_wrong_files);
         tcase_add_loop_test(t, load_interrupted, 0, devices);
+        tcase_add_test(t, load_interrupted_waiting);
         tcase_add_loop_test(t, load_killed, 0, devices);
         tcase_add_loop_test(t, load_too_much, 0, devices);
         tcase_add_test(t, load_beside_readers);
