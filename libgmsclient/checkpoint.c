@@ -308,6 +308,8 @@ int gms_checkpoint_open(struct gms_checkpoint **ret_checkpoint, const char *cons
 void gms_checkpoint_close(struct gms_checkpoint *c) {
         if (!c)
                 return;
+        if (c->pool && c->pid == getpid())
+                checkpoint_unplace(c);
         gms_pool_close(c->pool);
         (void)handle_unref(c->gms);
         for (size_t i = 0; i < c->n_files; i++) {

@@ -62,7 +62,7 @@ struct gms_checkpoint {
         enum checkpoint_purpose purpose;
         struct gms *gms;
         struct vmm *vmm; /* the handle's; threads use it for stages only */
-        struct gms_pool *pool;
+        struct gms_pool *pool; /* while what is loaded is not in the layout yet */
         size_t next;      /* unit; atomic, as are those below */
         unsigned working; /* threads */
         uint64_t done, direct;
@@ -72,6 +72,9 @@ struct gms_checkpoint {
         int error;
         struct error_saved text;
 };
+
+/* Gives back what tensors were placed in, as far as the session still can. Keeps the thread's last text. */
+void checkpoint_unplace(struct gms_checkpoint *c);
 
 static inline uint64_t checkpoint_bytes(const struct checkpoint_tensor *t) {
         return t->is->end - t->is->begin;

@@ -542,7 +542,10 @@ struct gms_checkpoint;
  */
 GMS_PUBLIC int gms_checkpoint_open(struct gms_checkpoint **ret_checkpoint, const char *const *paths, size_t n);
 
-/* Forgets it. No thread is inside gms_checkpoint_work() any more. NULL is allowed. */
+/*
+ * Forgets it. No thread is inside gms_checkpoint_work() any more. Slabs of a load that gms_checkpoint_finish() did not end
+ * well are freed, if the session still can. NULL is allowed.
+ */
 GMS_PUBLIC void gms_checkpoint_close(struct gms_checkpoint *c);
 
 /*

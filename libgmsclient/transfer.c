@@ -47,7 +47,7 @@ static int place_tensors(struct gms_checkpoint *c) {
         return 0;
 }
 
-static void unplace_tensors(struct gms_checkpoint *c) {
+void checkpoint_unplace(struct gms_checkpoint *c) {
         struct error_saved saved;
         error_save(&saved);
         for (size_t i = 0; i < c->n_tensors; i++) {
@@ -75,7 +75,7 @@ int gms_checkpoint_load(struct gms_checkpoint *c, struct gms *g, const char *tag
                 return r;
         r = place_tensors(c);
         if (r < 0)
-                unplace_tensors(c);
+                checkpoint_unplace(c);
         else
                 begin(c, g, CHECKPOINT_LOADS);
         return r;
@@ -408,5 +408,7 @@ int gms_checkpoint_finish(struct gms_checkpoint *c, char *identity) {
         }
         if (c->purpose == CHECKPOINT_LOADS)
                 r = put_tensors(c);
+        if (r == 0)
+                gms_pool_close(steal_ptr(&c->pool)); /* from here on the slabs are the layout's alone */
         return r == 0 && identity ? write_identity(c, identity) : r;
 }

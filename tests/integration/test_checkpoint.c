@@ -453,6 +453,42 @@ TEST(checkpoint, cancelled)
         gms_checkpoint_cancel(NULL);
 }
 
+/* A load that came to nothing leaves nothing for the next one to publish. */
+TEST(checkpoint, given_up)
+{
+        const char *path = strdupa(path_of("c.safetensors"));
+        _cleanup_gms_ struct gms *g = NULL;
+        weights_write(path, borders, ARRAY_SIZE(borders));
+        struct gms_checkpoint *c = loading(&g, path);
+        uint64_t slabs = client_state(g).allocations;
+        gms_checkpoint_cancel(c);
+        ck_assert_int_eq(work_in(c, 2), -ECANCELED);
+        fails(-ECANCELED, "cancelled", gms_checkpoint_finish(c, NULL));
+        gms_checkpoint_close(c);
+        ck_assert_ptr_nonnull(strstr(gms_last_error(), "cancelled"));
+        ck_assert_uint_eq(client_state(g).allocations, 0);
+
+        c = file(path);
+        ok(gms_checkpoint_load(c, g, NULL));
+        ck_assert_int_eq(work_in(c, 2), 0);
+        gms_checkpoint_close(c); /* not finished is given up, too */
+        ck_assert_uint_eq(client_state(g).allocations, 0);
+
+        c = file(path);
+        ok(gms_checkpoint_load(c, g, NULL));
+        ok(gms_disconnect(g));
+        gms_checkpoint_close(c); /* what cannot be given back is gone */
+        gms_close(steal_ptr(&g));
+
+        c = loading(&g, path);
+        ck_assert_int_eq(work_in(c, 2), 0);
+        ok(gms_checkpoint_finish(c, NULL));
+        gms_checkpoint_close(c);
+        ck_assert_uint_eq(client_state(g).allocations, slabs);
+        ok(gms_commit(g, NULL, GMS_COMMIT_LEAVE));
+        check_store("w", borders, ARRAY_SIZE(borders));
+}
+
 TEST(checkpoint, out_of_order)
 {
         const char *path = strdupa(path_of("c.safetensors"));
