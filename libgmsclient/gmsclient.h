@@ -570,7 +570,7 @@ GMS_PUBLIC int gms_checkpoint_verify(struct gms_checkpoint *c, struct gms *g);
  */
 GMS_PUBLIC int gms_checkpoint_work(struct gms_checkpoint *c);
 
-/* From any thread, and from a signal handler: work ends with -ECANCELED within milliseconds. */
+/* From any thread, and from a signal handler: work ends with -ECANCELED once each thread has read its present 4 MiB at most. */
 GMS_PUBLIC void gms_checkpoint_cancel(struct gms_checkpoint *c);
 
 struct gms_checkpoint_progress {
