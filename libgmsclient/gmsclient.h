@@ -362,7 +362,8 @@ GMS_PUBLIC void gms_pool_close(struct gms_pool *p);
  * round trip unless a slab is needed; then it waits for memory as gms_allocate(), but not when meanwhile room is made in the
  * pool.
  * -EINVAL bytes 0, or such an alignment; -ENOTCONN the session that the pool was opened in has ended; -EACCES it has
- * published; else as gms_allocate(). Of a sealed layout pieces can be had as far as its slabs go, then -EBUSY.
+ * published; else as gms_allocate(). Of a sealed layout pieces can be had as far as its slabs go, then -EBUSY. Where there is
+ * room the daemon is not asked: that it is gone, or has revoked the session, is seen with the next slab.
  */
 GMS_PUBLIC int gms_pool_allocate(struct gms_pool *p, uint64_t bytes, uint64_t alignment, struct gms_piece *ret);
 

@@ -16,8 +16,8 @@
 #define SLAB_MAX (2048 * MIB)
 #define SLAB_MAX_EXPECTED (8 * SLAB_MAX)
 #define TURN_NS 10000000 /* between looks at the heap of those who wait for their turn */
-#define WAIT_MS UINT64_C(50) /* the first wait for memory; each is twice the one before, up to the last */
-#define WAIT_MAX_MS UINT64_C(400)
+#define WAIT_MS UINT64_C(50) /* the first wait for memory; each is twice the one before */
+#define WAIT_ROOM_MS UINT64_C(400) /* the longest for room; for a worker that is busy there is none */
 #define LOOKS 8u         /* at pieces in limbo, in passing */
 #define SETTLE_MS 100u   /* a fence that was recorded just now passes a little later, though there is no work */
 #define SETTLE_STEP_NS 20000
@@ -41,7 +41,7 @@ static int try_all(struct gms_pool *p, uint64_t bytes, uint64_t alignment, struc
 
 /* How large a slab is taken ahead of demand now. */
 static uint64_t ahead(const struct gms_pool *p) {
-        uint64_t bytes = p->expected > p->heap.requested ? p->expected - p->heap.requested : 0;
+        uint64_t bytes = p->expected > p->heap.allocated ? p->expected - p->heap.allocated : 0;
         if (bytes == 0) {
                 uint64_t beyond = p->heap.reserved > p->expected ? p->heap.reserved - p->expected : 0;
                 bytes = (MAX(beyond / SLAB_SHARE, SLAB_MIN) + SLAB_UNIT - 1) & ~(SLAB_UNIT - 1);
@@ -214,7 +214,8 @@ static int no_memory(struct gms_pool *p, int r, uint64_t bytes) {
 /*
  * Takes a slab, with the turn: of what is taken ahead, or, short of memory, half of that, and half again, down to what is
  * needed. Only for that one it waits, in steps: a request that waits keeps everybody off the handle, and what becomes free
- * meanwhile in the pool would not be seen. One that fails before its time is not short of the device's memory, but of this
+ * meanwhile in the pool would not be seen. But who asks anew is the last in the daemon's queue: so where that is what takes the
+ * time, the steps grow on. One that fails before its time is not short of the device's memory, but of this
  * process's: nothing will change that.
  */
 static int grow(struct gms_pool *p, uint64_t bytes, uint64_t alignment, uint64_t began, struct heap_piece *ret) {
@@ -257,7 +258,7 @@ static int grow(struct gms_pool *p, uint64_t bytes, uint64_t alignment, uint64_t
                         error_restore(&why);
                         return no_memory(p, r, bytes);
                 }
-                wait = gave ? WAIT_MS : MIN(end - now, MIN(MAX(2 * wait, WAIT_MS), WAIT_MAX_MS));
+                wait = gave ? WAIT_MS : MIN(end - now, MIN(MAX(2 * wait, WAIT_MS), r == -ENOMEM ? WAIT_ROOM_MS : UINT64_MAX));
         }
 }
 
@@ -434,7 +435,7 @@ int gms_pool_trim(struct gms_pool *p) {
                 look(p, true, SIZE_MAX);
         }
         r = give_back(p, true, NULL);
-        (void)pthread_mutex_unlock(&p->turn);
+        turn_end(p);
         return r;
 }
 

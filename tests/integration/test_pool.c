@@ -180,6 +180,18 @@ TEST(pool, expected)
         ck_assert_uint_eq(client_find(h, 2).aligned, 10 * MiB);
 }
 
+/* Small pieces count as what they take. */
+TEST(pool, expected_of_small_ones)
+{
+        _cleanup_gms_ struct gms *g = client("w", GMS_MODE_RW);
+        _cleanup_pool_ struct gms_pool *p = pool_of(g, 8 * MiB, 0);
+        for (unsigned i = 0; i < 8 * MiB / 256; i++)
+                (void)get(p, 100);
+        ck_assert_uint_eq(look("w").bytes, 8 * MiB);
+        (void)get(p, 100);
+        ck_assert_uint_eq(look("w").bytes, 8 * MiB + SLAB);
+}
+
 /* What comes then is small again, whatever was there before. */
 TEST(pool, beyond_what_was_expected, .needs = NEEDS_FAKE)
 {
@@ -430,6 +442,42 @@ TEST(pool, room_is_made_late, SMALL, .seconds = 30)
         put(p, a);
         want_end(&w);
         ck_assert_uint_lt(now_ms(), before + 1000);
+}
+
+struct rival {
+        char name[16];
+        pthread_t thread;
+        atomic_bool *enough;
+};
+
+static void *rival_thread(void *arg) {
+        struct rival *rival = arg;
+        struct gms *g = client(rival->name, GMS_MODE_RW);
+        while (!*rival->enough)
+                ok(gms_allocate(g, 1, NULL, NULL));
+        gms_close(g);
+        return NULL;
+}
+
+/* Among others who keep the worker busy the turn comes, too. */
+TEST(pool, busy_worker, .needs = NEEDS_FAKE, .seconds = 30)
+{
+        _cleanup_gms_ struct gms *g = client("w", GMS_MODE_RW);
+        _cleanup_pool_ struct gms_pool *p = pool_of(g, 0, 0);
+        struct rival rivals[4];
+        atomic_bool enough = false;
+        fakecuda_delay(m.knobs, "cuMemCreate", 200000, FAKECUDA_ALWAYS);
+        for (unsigned i = 0; i < ARRAY_SIZE(rivals); i++) {
+                rivals[i].enough = &enough;
+                (void)snprintf(rivals[i].name, sizeof(rivals[i].name), "rival%u", i);
+                must(pthread_create(&rivals[i].thread, NULL, rival_thread, &rivals[i]) == 0, "no thread");
+        }
+        (void)usleep(500000);
+        (void)get(p, 1);
+        enough = true;
+        for (unsigned i = 0; i < ARRAY_SIZE(rivals); i++)
+                must(pthread_join(rivals[i].thread, NULL) == 0, "no end");
+        fakecuda_clear(m.knobs);
 }
 
 static uint64_t addresses(void) {
