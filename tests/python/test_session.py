@@ -10,7 +10,7 @@ import time
 import unittest
 import unittest.mock
 
-from support import BUILD, ROOT, Case, Child, in_child, gms, write_safetensors
+from support import BUILD, ROOT, Case, Child, Daemon, in_child, gms, write_safetensors
 
 from gms._library import lib
 
@@ -31,10 +31,10 @@ class Model(Case):
                         "b.empty": ("I64", [0, 5], b""), "b.scalar": ("F64", [], b"12345678")}
         write_safetensors(self.file, self.content)
 
-    def load(self, content=None, identity=None):
+    def load(self, content=None, identity=None, mode="rw"):
         if content is not None:
             write_safetensors(self.file, content)
-        return gms.load(self.store, self.file, identity=identity, threads=2)
+        return gms.load(self.store, self.file, identity=identity, mode=mode, threads=2)
 
 
 class Attach(Model):
@@ -240,6 +240,97 @@ class Watch(Model):
         self.assertEqual(next(session.watch(10)).kind, "lock_wanted")
         session.close()
         writer.join()
+
+
+    def watching(self, session, timeout=None):
+        """A thread that watches, and what it got."""
+        events = []
+        thread = threading.Thread(target=lambda: events.extend(session.watch(timeout)), daemon=True)
+        thread.start()
+        time.sleep(0.1)
+        self.assertTrue(thread.is_alive())
+        return thread, events
+
+    def assert_ends(self, *threads):
+        for thread in threads:
+            thread.join(5)
+            self.assertFalse(thread.is_alive())
+
+    def test_close_ends_it(self):
+        self.load()
+        before = len(os.listdir("/proc/self/fd"))
+        session = gms.attach(self.store)
+        (one, events), (two, _) = self.watching(session), self.watching(session, 1e300)
+        in_child(session.close)  # a copy of it: nothing to those here
+        one.join(0.1)
+        self.assertTrue(one.is_alive())
+        session.close()
+        self.assert_ends(one, two)
+        self.assertEqual(events, [])
+        self.assert_errno(errno.EBADF, "closed", lambda: next(session.watch()))
+        gms.pool(self.store, deadline=0).close()
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_close_inside_ends_it(self):
+        self.load()
+        session = gms.attach(self.store)
+        in_child(self.load, None, None, "update")
+        for event in session.watch():
+            session.close()
+        self.assertEqual(event.kind, "published")
+
+    def test_the_daemon_s_end_ends_it(self):
+        other = Daemon()
+        self.addCleanup(other.stop)
+        gms.load(self.store, self.file, socket=other.socket)
+        session = gms.attach(self.store, socket=other.socket)
+        thread, events = self.watching(session)
+        other.process.kill()
+        self.assert_ends(thread)
+        self.assertEqual([e.kind for e in events], ["closed"])
+        self.assertEqual(list(session.watch()), [])
+
+    def test_close_waits_for_who_is_inside(self):
+        """The struct is freed by the last one, who has it all the time."""
+        self.load()
+        session = gms.attach(self.store)
+        inside, go = threading.Event(), threading.Event()
+
+        def slow(*arguments):
+            inside.set()
+            go.wait(10)
+            return real(*arguments)
+        real, results = lib.gms_state, []
+        with unittest.mock.patch.object(lib, "gms_state", slow):
+            thread = threading.Thread(target=lambda: results.append(session.state()), daemon=True)
+            thread.start()
+            inside.wait(10)
+            session.close()
+            self.assert_errno(errno.EBUSY, "", gms.pool, self.store, deadline=0)
+            go.set()
+            thread.join()
+        self.assertEqual(results[0].mode, "ro")
+        gms.pool(self.store, deadline=0).close()
+
+    def test_closed_under_calls(self):
+        self.load()
+
+        def ask(session):
+            with self.assertRaises(gms.Error) as caught:
+                while True:
+                    session.manifest()
+            errors.append(caught.exception.errno)
+        errors = []
+        for _ in range(30):
+            session = gms.attach(self.store)
+            threads = [threading.Thread(target=ask, args=(session,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.002)
+            session.close()
+            for thread in threads:
+                thread.join()
+        self.assertEqual(errors, [errno.EBADF] * 90)
 
 
 class Load(Model):

@@ -21,13 +21,28 @@ class Handle:
         self._close = weakref.finalize(self, lib.gms_close, made.value)
         self._close.atexit = False
         self._made: int | None = made.value
+        self._inside: list[None] = []  # an item a call; no counter, as one would need a lock, which fork() and signals break
 
     @property
     def g(self) -> int:
-        """The struct gms, for calls of the library."""
+        """The struct gms, for calls of the library that no close() can overtake. For all others there is use()."""
         if self._made is None:
             raise Error(errno.EBADF, f"the session on {self.store} is closed; make another one")
         return self._made
+
+    @property
+    def closed(self) -> bool:
+        return self._made is None
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[int]:
+        """The struct gms, which is there until the block ends, whoever closes the handle meanwhile."""
+        self._inside.append(None)  # before `g` looks, as close() looks the other way round: one of the two sees the other
+        try:
+            yield self.g
+        finally:
+            self._inside.pop()
+            self._free()
 
     def connect(self, mode: str, deadline: float | None, label: str | None = None, identity: str | None = None) -> None:
         """Waits for the lock. A signal whose handler raises (Ctrl-C) ends that; after any other it goes on."""
@@ -48,7 +63,8 @@ class Handle:
 
     def state(self) -> State:
         state = State()
-        check(lib.gms_state(self.g, byref(state)))
+        with self.use() as g:
+            check(lib.gms_state(g, byref(state)))
         return state
 
     @contextlib.contextmanager
@@ -61,5 +77,10 @@ class Handle:
             raise
 
     def close(self) -> None:
+        """Calls that are under way in other threads have the struct still; the last of them frees it."""
         self._made = None
-        self._close()
+        self._free()
+
+    def _free(self) -> None:
+        if self.closed and not self._inside:
+            self._close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import select
+import socket
 import time
 from ctypes import byref, c_int, c_uint64
 from typing import TYPE_CHECKING, Iterator, NamedTuple, TypeVar
@@ -11,11 +13,14 @@ from typing import TYPE_CHECKING, Iterator, NamedTuple, TypeVar
 from . import _library, modules, tensors
 from ._devices import synchronize
 from ._handle import Handle
-from ._library import EVENTS, MODE_NAMES, check, lib
+from ._library import EVENTS, MODE_NAMES, Error, check, lib
 
 if TYPE_CHECKING:
     import torch
     Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+_POLL_MAX = 2**31 - 1  # milliseconds
 
 
 class Event(NamedTuple):
@@ -54,6 +59,8 @@ class Session:
 
     def __init__(self, handle: Handle, device: str) -> None:
         self._handle, self._device = handle, device
+        self._lost = False  # "closed" was told
+        self._watchers: set[socket.socket] = set()  # a byte into one wakes a watch(); who takes it out closes it
 
     def __enter__(self) -> Session:
         return self
@@ -68,7 +75,7 @@ class Session:
 
     def manifest(self, prefix: str = "") -> list[tensors.TensorInfo]:
         """What there is, by name. Needs no torch. One round trip."""
-        with tensors.rows(self._handle.g) as found:
+        with self._handle.use() as g, tensors.rows(g) as found:
             return [tensors.info(row) for row in found if row.name.startswith(prefix.encode())]
 
     def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -80,7 +87,8 @@ class Session:
         errno.EOPNOTSUPP: torch has no such type (F6_*, or a type newer than this torch); errno.EBADMSG: somebody
         published what is no manifest; errno.EACCES: asleep.
         """
-        return tensors.all_tensors(self._handle.g, prefix)
+        with self._handle.use() as g:
+            return tensors.all_tensors(g, prefix)
 
     def into(self, module: Module, *, strict: bool = True, prefix: str = "") -> Module:
         """
@@ -95,7 +103,8 @@ class Session:
         ValueError names all that is wrong, and the module is as it was: a shape or dtype differs, a parameter or
         persistent buffer is missing (not with strict=False), a buffer on the meta device is in no store.
         """
-        return modules.fill(self._handle.g, module, self._device, strict, prefix)
+        with self._handle.use() as g:
+            return modules.fill(g, module, self._device, strict, prefix)
 
     # ---- addresses
 
@@ -105,7 +114,8 @@ class Session:
         after wake(). Until then nobody may touch them. Waits for what torch has queued on the GPU. The lock is kept.
         """
         synchronize(self._device)
-        check(lib.gms_unmap_all(self._handle.g))
+        with self._handle.use() as g:
+            check(lib.gms_unmap_all(g))
 
     def wake(self) -> bool:
         """
@@ -113,7 +123,8 @@ class Session:
         meanwhile and taken by refresh(), so contents changed. errno.ESTALE: the structure differs; attach anew.
         """
         changed = c_int()
-        check(lib.gms_remap_all(self._handle.g, byref(changed)))
+        with self._handle.use() as g:
+            check(lib.gms_remap_all(g, byref(changed)))
         return bool(changed.value)
 
     def refresh(self) -> bool:
@@ -127,7 +138,8 @@ class Session:
         """
         synchronize(self._device)
         changed = c_int()
-        check(lib.gms_refresh(self._handle.g, byref(changed)))
+        with self._handle.use() as g:
+            check(lib.gms_refresh(g, byref(changed)))
         return bool(changed.value)
 
     # ---- state and events
@@ -152,34 +164,71 @@ class Session:
 
     def fileno(self) -> int:
         """A descriptor that polls readable while an event may be waiting. Do not read or close it."""
-        return check(lib.gms_get_fd(self._handle.g))
+        with self._handle.use() as g:
+            return check(lib.gms_get_fd(g))
 
     def watch(self, timeout: float | None = None) -> Iterator[Event]:
         """
-        Events as they come; of each kind the latest is kept. Ends when none came for `timeout` seconds (None: never, 0:
-        after those that are there).
+        Events as they come; of each kind the latest is kept. Ends after "closed", when the session is closed (any thread may
+        do that), and when no event came for `timeout` seconds (None: never, 0: after those that are there).
         """
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
-        until = None if timeout is None else time.monotonic() + timeout
-        while True:
-            event = _library.Event()
-            if check(lib.gms_dispatch(self._handle.g, byref(event))):
-                yield Event(EVENTS.get(event.kind, str(event.kind)), event.generation, event.text.decode(errors="replace"))
-                until = None if timeout is None else time.monotonic() + timeout
-                continue
-            left = None if until is None else until - time.monotonic()
-            if left is not None and left <= 0:
-                return
-            poll.poll(None if left is None else left * 1000 + 1)
+        mine, closers = socket.socketpair()
+        poll.register(mine, select.POLLIN)
+        self._watchers.add(closers)
+        try:
+            until = _after(timeout)
+            while not self._lost:
+                event = self._next_event()
+                if event is not None:
+                    self._lost = event.kind == "closed"
+                    yield event
+                    until = _after(timeout)
+                    continue
+                left = until - time.monotonic()
+                if self._handle.closed or left <= 0:
+                    return
+                for fd, _ in poll.poll(min(left * 1000 + 1, _POLL_MAX)):
+                    if fd == mine.fileno():
+                        mine.recv(1)  # if nothing is closed here, a child of fork() has closed its copy
+        finally:
+            with contextlib.suppress(KeyError):
+                self._watchers.remove(closers)
+                closers.close()
+            mine.close()
+
+    def _next_event(self) -> Event | None:
+        """None: there is none, or the session is closed."""
+        event = _library.Event()
+        try:
+            with self._handle.use() as g:
+                found = check(lib.gms_dispatch(g, byref(event)))
+        except Error:
+            if self._handle.closed:
+                return None
+            raise
+        if not found:
+            return None
+        return Event(EVENTS.get(event.kind, str(event.kind)), event.generation, event.text.decode(errors="replace"))
 
     def close(self) -> None:
         """
         Gives the lock and the memory back; once tensors are left, when the last of them goes. Waits for what torch has
-        queued on the GPU. Closing twice is nothing.
+        queued on the GPU. Calls that are under way in other threads end as ever, and the memory goes after the last of them;
+        a watch() ends. Closing twice is nothing.
         """
         synchronize(self._device)
         self._handle.close()
+        with contextlib.suppress(KeyError):
+            while True:
+                closer = self._watchers.pop()
+                with closer, contextlib.suppress(OSError):
+                    closer.send(b"x")
+
+
+def _after(timeout: float | None) -> float:
+    return math.inf if timeout is None else time.monotonic() + timeout
 
 
 def attach(store: str, *, mode: str = "ro", identity: str | None = None, deadline: float | None = None,

@@ -114,8 +114,8 @@ def _carried(row: Tensor) -> tuple[Tensor, torch.dtype]:
     dtype, shape = torch_dtype(row.dtype), tuple(row.shape[:row.rank])
     if dtype is None or (row.dtype == _F4 and (not shape or shape[-1] % 2)):
         name = lib.gms_dtype_name(row.dtype).decode()
-        raise Error(errno.EOPNOTSUPP, f"{row.name.decode()} is {list(shape)} of {name}, and torch {torch.__version__} has no such "
-                                      "type; ask for other tensors by prefix")
+        raise Error(errno.EOPNOTSUPP, f"{row.name.decode()} is {list(shape)} of {name}, and torch {torch.__version__} has no "
+                                      "such type; ask for other tensors by prefix")
     carrier = Tensor.from_buffer_copy(row)
     carrier.dtype = _TYPES[row.dtype][1]
     if row.dtype == _F4:
