@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A gmsd of one's own, and second processes: for the tests here, and those of tests/gpu."""
 import contextlib
+import ctypes
 import os
 import pathlib
 import pickle
@@ -17,6 +18,15 @@ GMSD = os.environ.get("GMSD", str(BUILD / "gmsd"))
 GMSCTL = os.environ.get("GMSCTL", str(BUILD / "gmsctl"))
 
 
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl
+
+
+def _end_with_parent():
+    """A test that dies by a signal leaves no daemon."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Daemon:
     """gmsd on a socket of its own. `device` and `environment` make it one with a GPU, a real one or the fake driver's."""
 
@@ -24,8 +34,8 @@ class Daemon:
         self.dir = tempfile.mkdtemp(prefix="gms-python.")
         self.socket = os.path.join(self.dir, "sock")
         with open(os.path.join(self.dir, "log"), "wb") as log:
-            self.process = subprocess.Popen([GMSD, "--socket", self.socket, "--device", device], stderr=log,
-                                            env={**os.environ, **(environment or {})})
+            self.process = subprocess.Popen([GMSD, "--socket", self.socket, "--device", device], stdout=log, stderr=log,
+                                            env={**os.environ, **(environment or {})}, preexec_fn=_end_with_parent)
         for _ in range(1000):
             if os.path.exists(self.socket):
                 return

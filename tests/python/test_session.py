@@ -374,6 +374,28 @@ class Load(Model):
         self.assert_errno(errno.ENOENT, "/nowhere/x", gms.load, self.store, "/nowhere/x")
 
 
+class Process(unittest.TestCase):
+    def test_a_daemon_ends_with_its_test(self):
+        """And holds nobody's pipe open."""
+        import shutil
+        import subprocess
+        import sys
+        code = "import os, process; d = process.Daemon(); print(d.process.pid, d.dir, flush=True); os.kill(os.getpid(), 11)"
+        r = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests/python", stdout=subprocess.PIPE, text=True, timeout=30,
+                           env={**os.environ, "BUILD": str(BUILD)})
+        pid, where = r.stdout.split()
+        self.addCleanup(shutil.rmtree, where)
+        for _ in range(500):
+            try:
+                with open(f"/proc/{pid}/stat") as f:
+                    if f.read().rpartition(")")[2].split()[0] == "Z":  # nobody has asked for its status
+                        return
+            except (FileNotFoundError, ProcessLookupError):
+                return
+            time.sleep(0.01)
+        self.fail(f"gmsd {pid} is still there")
+
+
 class Package(unittest.TestCase):
     def test_versions_agree(self):
         with open(ROOT / "libgmsclient/python/pyproject.toml") as f:
