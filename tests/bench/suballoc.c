@@ -38,6 +38,7 @@ struct trace {
         size_t pairs;          /* allocations between */
         uint32_t slots;
         double segments;       /* bytes of the most that PyTorch held */
+        double unused;         /* the part of its segments that was in no block, the mean of the steady state */
 };
 
 static void *grown(void *p, size_t n, size_t *room, size_t size) {
@@ -55,9 +56,11 @@ static void trace_read(struct trace *t, const struct bench *b) {
         char command[sizeof(b->build) + 64], kind;
         unsigned long long value;
         _cleanup_free_ uint32_t *slot_of = NULL, *unused = NULL;
-        _cleanup_free_ uint64_t *segment = NULL;
+        _cleanup_free_ uint64_t *segment = NULL, *block = NULL;
+        _cleanup_free_ double *idle = NULL; /* after each step, the part of the segments that is in no block */
         size_t blocks = 0, segments = 0, n_unused = 0, room = 0, blocks_room = 0, unused_room = 0, segments_room = 0;
-        double held = 0;
+        size_t block_room = 0, idle_room = 0;
+        double held = 0, used = 0;
         *t = (struct trace){};
         (void)snprintf(command, sizeof(command), "gzip -dc '%s/tests/bench/trace.gz'", b->build);
         FILE *f = popen(command, "re");
@@ -75,27 +78,35 @@ static void trace_read(struct trace *t, const struct bench *b) {
                 t->steps = grown(t->steps, t->n, &room, sizeof(*t->steps));
                 if (kind == 'a') {
                         slot_of = grown(slot_of, blocks, &blocks_room, sizeof(*slot_of));
+                        block = grown(block, blocks, &block_room, sizeof(*block));
+                        block[blocks] = value;
+                        used += (double)value;
                         slot_of[blocks] = n_unused ? unused[--n_unused] : t->slots++;
                         t->steps[t->n++] = (struct step){ value, slot_of[blocks++] };
                 } else {
                         unused = grown(unused, n_unused, &unused_room, sizeof(*unused));
+                        used -= (double)block[blocks - 1 - value];
                         unused[n_unused++] = slot_of[blocks - 1 - value];
                         t->steps[t->n++] = (struct step){ 0, unused[n_unused - 1] };
                 }
+                idle = grown(idle, t->n - 1, &idle_room, sizeof(*idle));
+                idle[t->n - 1] = held > 0 ? 1 - used / held : 0;
         }
         if (pclose(f) != 0 || t->n == 0)
                 bench_die("%s: no trace", command);
         t->steady = t->n / 3 * 2;
         t->end = t->n - t->n / 50;
-        for (size_t i = t->steady; i < t->end; i++)
+        for (size_t i = t->steady; i < t->end; i++) {
                 t->pairs += t->steps[i].bytes > 0;
+                t->unused += idle[i] / (double)(t->end - t->steady);
+        }
 }
 
 /* ---- a round */
 
 struct result {
         double pair_ns, reserved, requested;
-        double external; /* fragmentation, the mean of the steady state */
+        double external, unused; /* fragmentation, and the part of the slabs that is in no piece: the means of the steady state */
         double slabs;    /* at most */
 };
 
@@ -144,8 +155,9 @@ static struct result round_of(const struct gmsd *d, const struct trace *t, uint6
                 replay(p, &t->steps[i], &t->steps[MIN(i + SAMPLE_EVERY, t->n)], address);
                 struct gms_pool_stats s = stats_of(p);
                 r.slabs = MAX(r.slabs, s.slabs);
-                if (i < t->steady || s.reserved == s.allocated)
+                if (i < t->steady || i >= t->end || s.reserved == s.allocated)
                         continue;
+                r.unused += 1 - (double)s.allocated / (double)s.reserved;
                 r.external += 1 - (double)s.largest_free / (double)(s.reserved - s.allocated);
                 samples++;
         }
@@ -158,6 +170,7 @@ static struct result round_of(const struct gmsd *d, const struct trace *t, uint6
         }
         struct gms_pool_stats s = stats_of(p);
         r.external /= MAX(samples, 1);
+        r.unused /= MAX(samples, 1);
         r.reserved = (double)s.reserved_peak;
         r.requested = (double)s.requested_peak;
         gms_pool_close(p);
@@ -224,6 +237,8 @@ void suballoc_run(struct bench *b) {
         bench_row(b, "suballoc_reserved", "MiB", r.reserved / MIB, t.segments / MIB, 1.0,
                   "the most that the pool reserved for the trace, which is %.0f in use at most and %.0f slabs; against PyTorch's "
                   "segments", r.requested / MIB, r.slabs);
+        bench_row(b, "suballoc_unused", "%", 100 * r.unused, 100 * t.unused, 1.0,
+                  "of the slabs in no piece, the mean of the steady state; against PyTorch's segments in no block");
         bench_row(b, "suballoc_external", "%", 100 * r.external, NONE, NONE,
                   "external fragmentation (1 - largest free / free), the mean of the steady state");
         free(t.steps);
