@@ -370,6 +370,32 @@ class Load(Model):
             cancel.assert_called_once()
         self.assertEqual(gms.attach(self.store, deadline=0).identity, "good")
 
+    def test_no_interrupt_frees_what_threads_work_on(self):
+        """Neither the first Ctrl-C, nor those that come while threads are waited for."""
+        def load():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            work, close, order = lib.gms_checkpoint_work, lib.gms_checkpoint_close, []
+
+            def slow(checkpoint):
+                order.append("begins")
+                time.sleep(0.6)
+                order.append("ends")
+                return work(checkpoint)
+
+            def recorded(checkpoint):
+                order.append("closed")
+                close(checkpoint)
+            for after in 0.2, 0.3, 0.4:
+                threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)).start()
+            with unittest.mock.patch.object(lib, "gms_checkpoint_work", slow), \
+                    unittest.mock.patch.object(lib, "gms_checkpoint_close", recorded):
+                try:
+                    gms.load(self.store, self.file, threads=2)
+                except KeyboardInterrupt:
+                    order.append("interrupted")
+            return order
+        self.assertEqual(in_child(load), ["begins", "begins", "ends", "ends", "closed", "interrupted"])
+
     def test_no_such_file(self):
         self.assert_errno(errno.ENOENT, "/nowhere/x", gms.load, self.store, "/nowhere/x")
 

@@ -85,16 +85,32 @@ def _opened(paths: Paths) -> Iterator[c_void_p]:
         lib.gms_checkpoint_close(made)
 
 
+def _outwait(inside: list[None]) -> None:
+    """Until there is none, whatever the handlers of further signals raise: the caller frees what they work on."""
+    while inside:
+        try:
+            while inside:
+                time.sleep(0.01)
+        except BaseException:
+            continue
+
+
 def _work(checkpoint: c_void_p, threads: int, progress: Callable[[Progress], object] | None) -> None:
     """Has threads do the work, while this one reports and can be interrupted."""
     failures: list[Error] = []
+    inside: list[None] = []  # an item a worker. Thread.join() cannot tell: some Pythons' takes a thread for ended when interrupted
+    stopped = False
     began = time.monotonic()
 
     def work() -> None:
+        inside.append(None)
         try:
-            check(lib.gms_checkpoint_work(checkpoint))
+            if not stopped:
+                check(lib.gms_checkpoint_work(checkpoint))
         except Error as e:
             failures.append(e)
+        finally:
+            inside.pop()
 
     def report() -> None:
         if progress is not None:
@@ -116,8 +132,7 @@ def _work(checkpoint: c_void_p, threads: int, progress: Callable[[Progress], obj
         lib.gms_checkpoint_cancel(checkpoint)
         raise
     finally:
-        for worker in workers:
-            if worker.ident is not None:
-                worker.join()
+        stopped = True
+        _outwait(inside)
     if failures:
         raise next((e for e in failures if e.errno != errno.ECANCELED), failures[0])
