@@ -3,6 +3,7 @@
 import errno
 import gc
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -449,6 +450,26 @@ def _numpy():
 
 @needs_torch
 class Deaths(Case):
+    def test_lost_context(self):
+        """Torch raises at every synchronization then; the lock goes back all the same."""
+        lost = {"synchronize": unittest.mock.Mock(side_effect=RuntimeError("lost"))}
+        session = gms.publish({"x": torch.zeros(5)}, self.store)
+        with unittest.mock.patch.multiple("gms.session", **lost):
+            self.assertRaisesRegex(RuntimeError, "lost", session.close)
+        with unittest.mock.patch.multiple(sys.modules["gms.pool"], **lost):
+            pool = gms.pool(self.store, deadline=0)
+            pool._open()
+            self.assertRaisesRegex(RuntimeError, "lost", pool.close)
+            with self.assertRaisesRegex(RuntimeError, "lost"), gms.pool(self.store, deadline=0):
+                1 / 0
+            self.assertRaisesRegex(RuntimeError, "lost", gms.publish, {"x": torch.zeros(5)}, self.store, deadline=0)
+        with gms.pool(self.store, deadline=0) as pool:
+            pool._release_cached = unittest.mock.Mock(side_effect=RuntimeError("lost"))
+            pool._open()
+            self.assertRaisesRegex(RuntimeError, "lost", pool.close)
+        self.assert_errno(errno.EBADF, "closed", pool.stats)
+        gms.pool(self.store, deadline=0).close()
+
     def test_writer_killed(self):
         gms.publish({"x": torch.zeros(5)}, self.store, "old").close()
 

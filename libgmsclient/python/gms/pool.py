@@ -95,8 +95,9 @@ class Pool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._stop()
-        if kind is not None:
+        if kind is None:
+            self._stop()
+        else:
             self.close()
 
     def publish(self, what: torch.nn.Module | Mapping[str, torch.Tensor], identity: str | None = None) -> Session:
@@ -151,14 +152,15 @@ class Pool:
         Gives up what is not published: the lock goes back at once, and what was published before stays. The memory goes
         when the last tensor in it does. Closing twice is nothing.
         """
-        if self._handle is not None:
-            self._stop()
-            synchronize(self._device)
-            with contextlib.suppress(Error):
-                check(lib.gms_disconnect(self._handle.g))
-            handle = self._handle
-            self._finish()
-            handle.close()
+        handle = self._handle
+        if handle is None:
+            return
+        with contextlib.ExitStack() as stack:  # in this order from the last on, whichever of them a lost context lets fail
+            stack.callback(handle.close)
+            stack.callback(self._finish)
+            stack.callback(lib.gms_disconnect, handle.g)
+            stack.callback(synchronize, self._device)
+            stack.callback(self._stop)
 
     # ---- inside
 
@@ -244,10 +246,12 @@ class Pool:
         """Forgets the pool, not its memory: that is the handle's, and torch's as long as there are tensors in it."""
         if _pools().get(self._key) is self:
             del _pools()[self._key]
-        self._release_cached()
-        if self._close_pool is not None:
-            self._close_pool()
-        self._pool = self._handle = None
+        try:
+            self._release_cached()
+        finally:
+            if self._close_pool is not None:
+                self._close_pool()
+            self._pool = self._handle = self._mem_pool = None
 
 
 def _pools() -> dict[tuple[str, str | None], Pool]:

@@ -218,13 +218,15 @@ class Session:
         queued on the GPU. Calls that are under way in other threads end as ever, and the memory goes after the last of them;
         a watch() ends. Closing twice is nothing.
         """
-        synchronize(self._device)
-        self._handle.close()
-        with contextlib.suppress(KeyError):
-            while True:
-                closer = self._watchers.pop()
-                with closer, contextlib.suppress(OSError):
-                    closer.send(b"x")
+        try:
+            synchronize(self._device)  # fails for ever once the context is lost
+        finally:
+            self._handle.close()
+            with contextlib.suppress(KeyError):
+                while True:
+                    closer = self._watchers.pop()
+                    with closer, contextlib.suppress(OSError):
+                        closer.send(b"x")
 
 
 def _after(timeout: float | None) -> float:
