@@ -793,6 +793,7 @@ START_TEST(a_capture_is_spoilt_by_a_query_unless_the_thread_is_relaxed) {
         ck_ok(d->cuEventRecord(event, other));
 
         ck_ok(d->cuStreamBeginCapture_v2(captured, CU_STREAM_CAPTURE_MODE_GLOBAL));
+        ck_result(d->cuStreamSynchronize(other), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
         ck_assert_int_ne(d->cuEventQuery(event), CUDA_SUCCESS);
         ck_assert_int_ne(end_capture(captured), CUDA_SUCCESS);
 

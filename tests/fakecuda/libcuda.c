@@ -692,14 +692,6 @@ static CUresult stream_copy(CUstream stream, void *to, const void *from, size_t 
         return CUDA_SUCCESS;
 }
 
-CUresult cuStreamSynchronize(CUstream stream) {
-        ENTER(cuStreamSynchronize);
-        if (depth == 0)
-                return CUDA_ERROR_INVALID_CONTEXT;
-        stream_drain(stream);
-        return CUDA_SUCCESS;
-}
-
 struct CUevent_st {
         bool captured;
 };
@@ -713,6 +705,25 @@ static CUstream capturing;
 static CUstreamCaptureMode capturing_mode;
 static bool capture_spoilt;
 static __thread CUstreamCaptureMode thread_mode;
+
+/* What may be called beside a capture in the mode that PyTorch uses only by a thread that has said that it has no part in it. */
+static CUresult check_capture(void) {
+        if (!capturing || capturing_mode != CU_STREAM_CAPTURE_MODE_GLOBAL || thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED)
+                return CUDA_SUCCESS;
+        capture_spoilt = true;
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+}
+
+CUresult cuStreamSynchronize(CUstream stream) {
+        ENTER(cuStreamSynchronize);
+        if (depth == 0)
+                return CUDA_ERROR_INVALID_CONTEXT;
+        LOCKED;
+        CUresult r = check_capture();
+        if (r == CUDA_SUCCESS)
+                stream_drain(stream);
+        return r;
+}
 
 CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
         ENTER(cuThreadExchangeStreamCaptureMode);
@@ -820,10 +831,7 @@ CUresult cuEventQuery(CUevent event) {
                 return CUDA_ERROR_INVALID_HANDLE;
         if (event->captured)
                 return CUDA_ERROR_CAPTURED_EVENT;
-        if (!capturing || capturing_mode != CU_STREAM_CAPTURE_MODE_GLOBAL || thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED)
-                return CUDA_SUCCESS;
-        capture_spoilt = true;
-        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        return check_capture();
 }
 
 CUresult cuEventDestroy_v2(CUevent event) {

@@ -500,12 +500,14 @@ START_TEST(fences_leave_captures_alone) {
         ck_vmm(vmm_fence_record(vmm, other, &fence));
         ck_r(vmm_fence_record(vmm, captured, &refused), VMM_E_REFUSED);
         ck_assert_uint_eq(refused, 0);
-        ck_assert_int_eq(d->cuStreamSynchronize(other), CUDA_SUCCESS);
-        ck_assert(vmm_fence_passed(vmm, before));
-        ck_assert(vmm_fence_passed(vmm, fence));
+        while (!vmm_fence_passed(vmm, before) || !vmm_fence_passed(vmm, fence))
+                ;
         ck_assert_int_eq(d->cuStreamEndCapture(captured, &graph), CUDA_SUCCESS);
         vmm_fence_free(vmm, before);
         vmm_fence_free(vmm, fence);
+        ck_assert_int_eq(d->cuGraphDestroy(graph), CUDA_SUCCESS);
+        ck_assert_int_eq(d->cuStreamDestroy_v2(captured), CUDA_SUCCESS);
+        ck_assert_int_eq(d->cuStreamDestroy_v2(other), CUDA_SUCCESS);
 }
 END_TEST
 
