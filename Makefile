@@ -236,13 +236,13 @@ tests: $(EXAMPLES)
 # libgmsclient/python/gms with the real daemon. Without torch what needs none is tested; a failure then with TORCH_REQUIRED=1.
 # One test alone: make check-python T=test_torch.Into.test_module
 
-PYTHON ?= $(firstword $(wildcard build/python/bin/python) python3)
+PYTHON ?= $(if $(wildcard build/python/.complete),build/python/bin/python,python3)
 
 .PHONY: deps-python check-python
-deps-python: build/python/bin/python
-build/python/bin/python:
+deps-python: build/python/.complete
+build/python/.complete:
 	$(call say,VENV,$(@D))rm -rf build/python && python3 -m venv build/python && \
-		build/python/bin/pip install -q --no-cache-dir --no-compile --disable-pip-version-check torch==2.15.0 || { rm -rf build/python; exit 1; }
+		build/python/bin/pip install -q --no-cache-dir --no-compile --disable-pip-version-check torch==2.15.0 && touch $@
 
 check-python: $(BUILD)/gmsd $(BUILD)/libgmsclient.so $(FAKECUDA_LIBS)
 	$(Q)BUILD=$(BUILD) PYTHONPYCACHEPREFIX=$(abspath $(BUILD))/pycache $(PYTHON) tests/python/run.py $(T)
@@ -606,7 +606,7 @@ deps:
 
 # Where python3 looks for packages below $(PREFIX): on Debian .../lib/python3.N/dist-packages in /usr/local, and in /usr
 # .../lib/python3/dist-packages.
-PYTHONDIR ?= $(or $(shell python3 -c 'import site; print(next(p for p in site.getsitepackages() if p.startswith("$(PREFIX)/lib")))' \
+PYTHONDIR ?= $(or $(shell $(firstword $(wildcard /usr/bin/python3) python3) -c 'import site; print(next(p for p in site.getsitepackages() if p.startswith("$(PREFIX)/lib")))' \
 	2>/dev/null),$(PREFIX)/lib/python3/dist-packages)
 
 # Into $(DESTDIR)$(PREFIX): for install, and for the tests of the units.
