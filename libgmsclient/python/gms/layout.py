@@ -56,6 +56,7 @@ class Layout:
             self.entries = [Entry(n, t, PARAMETER) for n, t in what.items()]
         self.pieces: list[int] = []  # addresses of what was copied to
         self._put = False  # entries were, or some of them
+        self._own: dict[int, torch.Tensor] = {}  # copies of buffers in place, by the id of what they replace
         self.storages: dict[int, list[Entry]] = {}  # by address; 0: of all that is empty
         for entry in self.entries:
             self.storages.setdefault(entry.base, []).append(entry)
@@ -122,19 +123,21 @@ class Layout:
         self._put = True
         check(lib.gms_tensors_put(g, (Tensor * len(entries))(*entries), len(entries)))
 
+    def copy_buffers(self) -> None:
+        """Makes what settle() gives the module; before publishing, as there may be no room for it."""
+        for shared in self.storages.values():
+            buffers = [e for e in shared if e.in_place and e.kind == BUFFER]
+            if self.module is not None and buffers:
+                self._own.update(zip((id(e.original) for e in buffers), private_copies([e.tensor for e in buffers])))
+
     def settle(self) -> None:
         """After publishing: a module's tensors in place are read-only. No gradients for them, and buffers are its own again."""
         if self.module is None:
             return
-        own: dict[int, torch.Tensor] = {}
-        for shared in self.storages.values():
-            buffers = [e for e in shared if e.in_place and e.kind == BUFFER]
-            if buffers:
-                own.update(zip((id(e.original) for e in buffers), private_copies([e.tensor for e in buffers])))
-            for e in shared:
-                if e.in_place and e.kind == PARAMETER:
-                    e.original.requires_grad_(False)
+        for e in self.entries:
+            if e.in_place and e.kind == PARAMETER:
+                e.original.requires_grad_(False)
         for owner in self.module.modules():
             for name, buffer in owner._buffers.items():
-                if id(buffer) in own:
-                    owner._buffers[name] = own[id(buffer)]
+                if id(buffer) in self._own:
+                    owner._buffers[name] = self._own[id(buffer)]
