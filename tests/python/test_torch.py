@@ -9,12 +9,14 @@ import threading
 import time
 import unittest.mock
 import weakref
+from ctypes import byref
 
 from support import Case, Child, Daemon, gms, in_child, needs_torch, torch, write_safetensors
 
-from gms._library import lib
+from gms._library import Piece, check, lib
 
 if torch is not None:
+    from gms.tensors import raw
     from torch import nn
 
     class Rotary(nn.Module):
@@ -258,6 +260,29 @@ class Publish(Case):
         self.assert_errno(errno.EBADF, "closed", pool.publish, {"x": torch.ones(3)})
         gms.pool(self.store, deadline=0).close()
 
+    def test_a_module_in_place(self):
+        """As on a GPU. Parameters stay where they are, buffers become copies, which are made while publishing may still fail."""
+        pool = gms.pool(self.store)
+        piece = Piece()
+        check(lib.gms_pool_allocate(pool._open(), 4096, 0, byref(piece)))
+        memory = raw(pool._handle.g, piece.slot, piece.offset, 4096).view(torch.float32)
+        memory.copy_(torch.arange(1024.0))
+        module = nn.Module()
+        module.weight = nn.Parameter(memory[:512])
+        module.register_buffer("low", memory[512:700])
+        module.register_buffer("high", memory[600:])
+        module.register_buffer("empty", memory[1024:])
+        with unittest.mock.patch("gms.layout.private_copies", side_effect=MemoryError):
+            self.assertRaises(MemoryError, pool.publish, module)
+        self.assertTrue(module.weight.requires_grad)
+        session = pool.publish(module)
+        here = session.tensors()
+        self.assertEqual([n for n, t in module.state_dict().items() if not same(t, here[n])], [])
+        self.assertEqual(module.weight.data_ptr(), memory.data_ptr())
+        self.assertFalse(module.weight.requires_grad)
+        module.low[99] = -1
+        self.assertEqual((module.high[11].item(), here["high"][11].item()), (-1, 611))
+
     def test_a_thread_that_ends_lets_go(self):
         def forget():
             pool = gms.pool(self.store)
@@ -272,6 +297,10 @@ class Publish(Case):
             x = torch.ones(3)
         with gms.pool(self.store + "2"):
             pass
+        with gms.pool(self.store + "3", deadline=0) as one, gms.pool(self.store + "4"):
+            self.assert_errno(errno.EDEADLK, "inside a pool", gms.pool, self.store + "3")
+            self.assertEqual(gms.publish({"x": x})._handle.store, self.store + "4")
+        one.close()
         session = gms.publish({"x": x}, self.store)
         self.assertEqual(session._handle.store, self.store)
         self.assertEqual(gms.publish({"y": x})._handle.store, self.store + "2")
@@ -283,6 +312,9 @@ class Publish(Case):
             pass
         with gms.pool(self.store, deadline=0) as pool:
             self.assert_errno(errno.EDEADLK, "inside a pool", gms.pool, self.store)
+            self.assert_errno(errno.EBUSY, "entered already", pool.__enter__)
+            with self.assertRaisesRegex(TypeError, "made already.*: deadline, mode"):
+                gms.publish({}, self.store, mode="update", deadline=0)
             pool.publish({"x": torch.ones(3)}, "first")
             self.assert_errno(errno.EBADF, "has published", pool.publish, {})
         self.assertEqual(gms.attach(self.store).identity, "first")

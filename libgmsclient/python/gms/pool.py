@@ -62,10 +62,9 @@ class Pool:
         if mode not in ("rw", "update"):
             raise ValueError(f"no such mode to write in: {mode!r}; \"rw\" or \"update\"")
         self._key = (store, socket)
-        forgotten = _pools().pop(self._key, None)
+        forgotten = _pools().get(self._key)
         if forgotten is not None:
             if forgotten._routing is not None:
-                _pools()[self._key] = forgotten
                 raise Error(errno.EDEADLK, f"this thread is inside a pool of {store}, whose lock another one would wait for")
             forgotten.close()
         self._tag, self._expected = tag, expected
@@ -84,6 +83,8 @@ class Pool:
 
     def __enter__(self) -> Pool:
         self._live()
+        if self._routing is not None:
+            raise Error(errno.EBUSY, f"this pool of {self._key[0]} is entered already; leave it first")
         try:
             with contextlib.ExitStack() as stack:
                 if self._device != "host":
@@ -127,6 +128,7 @@ class Pool:
         pool = self._open(layout.bytes)
         try:
             layout.place(handle.g, pool)
+            layout.copy_buffers()
             synchronize(self._device)  # protecting pages that queued work writes to would cost the context
             self._release_cached(layout)
             check(lib.gms_pool_trim(pool))
@@ -295,10 +297,13 @@ def publish(what: torch.nn.Module | Mapping[str, torch.Tensor], store: str | Non
             **options: object) -> Session:
     """
     Pool.publish() on this thread's pool of `store` (None: the one that was made last), or, where there is none, on a new
-    one, made with pool()'s `options`.
+    one, made with pool()'s `options`. TypeError: options for a pool that there is.
     """
     ours = [p for p in _pools().values() if store is None or (store, options.get("socket")) == p._key]
     if ours:
+        ignored = sorted(options.keys() - {"socket"})
+        if ignored:
+            raise TypeError(f"this thread's pool of {ours[-1]._key[0]} was made already, without this: {', '.join(ignored)}")
         return ours[-1].publish(what, identity)
     if store is None:
         raise ValueError("this thread has no pool that is not published; name a store")
