@@ -735,6 +735,7 @@ START_TEST(a_queued_copy_to_read_only_memory_is_refused_at_once) {
         ck_result(d->cuMemcpyHtoDAsync_v2(at, memory, UNIT, stream), CUDA_ERROR_INVALID_VALUE);
         ck_ok(d->cuMemcpyDtoHAsync_v2(memory, at, UNIT, stream));
         ck_ok(d->cuStreamSynchronize(stream)); /* and the context is unharmed */
+        ck_ok(d->cuStreamDestroy_v2(stream));
 }
 END_TEST
 
@@ -768,6 +769,7 @@ START_TEST(an_event_passes_with_the_work_before_it) {
         ck_ok(d->cuCtxPushCurrent_v2(ours));
         ck_ok(d->cuStreamSynchronize(stream));
         ck_ok(d->cuEventQuery(event));
+        ck_ok(d->cuStreamDestroy_v2(stream));
         ck_ok(d->cuCtxPopCurrent_v2(&ours));
         ck_ok(d->cuEventDestroy_v2(event));
 }
@@ -805,6 +807,9 @@ START_TEST(a_capture_is_spoilt_by_a_query_unless_the_thread_is_relaxed) {
         ck_ok(d->cuEventQuery(event));
         ck_ok(d->cuThreadExchangeStreamCaptureMode(&mode));
         ck_ok(end_capture(captured));
+        ck_ok(d->cuEventDestroy_v2(event));
+        ck_ok(d->cuStreamDestroy_v2(captured));
+        ck_ok(d->cuStreamDestroy_v2(other));
 }
 END_TEST
 
@@ -827,6 +832,8 @@ START_TEST(an_event_of_a_captured_stream_is_none) {
         ck_assert(r != CUDA_SUCCESS && r != CUDA_ERROR_NOT_READY);
         ck_ok(d->cuThreadExchangeStreamCaptureMode(&mode));
         (void)end_capture(stream);
+        (void)d->cuEventDestroy_v2(event);
+        ck_ok(d->cuStreamDestroy_v2(stream));
 }
 END_TEST
 
