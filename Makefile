@@ -417,7 +417,7 @@ soak: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/soak
 	$(Q)$(BUILD)/tests/soak $(call seconds,600) $(SEED)
 
 check-soak: $(BUILD)/gmsd $(BUILD)/gms-keeper $(BUILD)/tests/soak
-	$(Q)$(BUILD)/tests/soak $(call seconds,60) $(SEED)
+	$(Q)$(BUILD)/tests/soak $(call seconds,20) $(SEED)
 check: $(if $(SANITIZE),,check-soak)
 
 # ---- tests: what things cost
