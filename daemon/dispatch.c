@@ -684,17 +684,22 @@ static void meta_page_done(struct meta_page *p) {
         free(p->pointers);
 }
 
+/* Says whose metadata it is, too. `fds` goes with it; NULL: none. */
+static void reply_metadata(struct session *s, const struct layout *l, Gms__Metadata *body, bool more, struct fdset *fds) {
+        body->more = more;
+        body->generation = l->generation;
+        body->layout = tell_apart(l);
+        Gms__Frame f = GMS__FRAME__INIT;
+        f.body_case = GMS__FRAME__BODY_METADATA;
+        f.metadata = body;
+        session_reply(s, &f, fds);
+}
+
 static void meta_page_reply(struct meta_page *p, struct session *s, const struct layout *l, bool more) {
         Gms__Metadata body = GMS__METADATA__INIT;
         body.n_entries = p->n;
         body.entries = p->pointers;
-        body.more = more;
-        body.generation = l->generation;
-        body.layout = tell_apart(l);
-        Gms__Frame f = GMS__FRAME__INIT;
-        f.body_case = GMS__FRAME__BODY_METADATA;
-        f.metadata = &body;
-        session_reply(s, &f, NULL);
+        reply_metadata(s, l, &body, more, NULL);
 }
 
 static void on_meta_get(struct session *s, const Gms__Frame *f) {
@@ -758,13 +763,7 @@ static bool reply_listing(struct session *s, struct layout *l, bool more) {
         fdset_add(fds, l->listing.fd);
         Gms__Metadata body = GMS__METADATA__INIT;
         body.listing = l->listing.size;
-        body.more = more;
-        body.generation = l->generation;
-        body.layout = tell_apart(l);
-        Gms__Frame f = GMS__FRAME__INIT;
-        f.body_case = GMS__FRAME__BODY_METADATA;
-        f.metadata = &body;
-        session_reply(s, &f, fds);
+        reply_metadata(s, l, &body, more, fds);
         return true;
 }
 
